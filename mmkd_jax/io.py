@@ -1,0 +1,118 @@
+"""Paths and small files: every path goes through epath, every write is atomic, every artefact has a hash.
+
+A local file appears under its name only when it is complete: it is written beside its place under a temporary name
+and renamed. On object stores a single write is atomic by itself.
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mmkd_jax.errors import InputError
+
+
+def as_path(path: str | os.PathLike) -> epath.Path:
+    """`path` as an absolute epath (a local path or `gs://...`)."""
+    path = epath.Path(os.fspath(path)).expanduser()
+    return path if "://" in os.fspath(path) or path.is_absolute() else epath.Path(os.path.abspath(path))
+
+
+def temporary_name(path: epath.Path) -> epath.Path:
+    """A name beside `path` that no reader takes for finished."""
+    return path.parent / f".{path.name}.tmp-{uuid.uuid4().hex[:8]}"
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` under a temporary name and renames it into place.
+
+    Raises:
+      InputError: the folder cannot be written to.
+    """
+    path = as_path(path)
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary.exists():
+            temporary.unlink()
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a writable place") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 `text` atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      InputError: there is no such file, or it is not JSON.
+    """
+    path = as_path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); it is damaged or not what it is taken for") from error
+
+
+def make_workdir(path: str | os.PathLike) -> epath.Path:
+    """Creates `path` if needed and proves that it can be written to.
+
+    Raises:
+      InputError: it cannot.
+    """
+    path = as_path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = temporary_name(path / "probe")
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror or error}; choose a writable folder") from error
+    return path
+
+
+def sha256(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: str | os.PathLike, chunk: int = 1 << 20) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with as_path(path).open("rb") as file:
+        while piece := file.read(chunk):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def hash_of(value: Any) -> str:
+    """Hex SHA-256 of a JSON-like value in canonical form (sorted keys, no spaces)."""
+    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode())
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of NumPy scalars and arrays, mappings and paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,172 @@
+"""What a dual encoder is, as data: the record that weights alone do not tell.
+
+Activation, head count, LayerNorm epsilon, pooling, attention mask, tokenizer and preprocessing are not in a state
+dict, and a wrong one still gives plausible features. The spec of a teacher, of the student and of an exported model
+have this one form; a checkpoint carries it, so that it can be loaded without anything else.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmkd_jax import io
+from mmkd_jax.errors import InputError, near
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+ACTIVATIONS = ("gelu", "quick_gelu")  # exact (erf) GELU; x * sigmoid(1.702 x)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTower:
+    """A vision transformer with a class token (OpenAI / open_clip, or timm's variant of it).
+
+    `layout` names the published naming and structure of the weights: `openai` has a LayerNorm before the blocks and
+    no patch bias; `timm` has neither the first LayerNorm nor a bare projection matrix, but a patch bias.
+    """
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    patch: int = 16
+    image_size: int = 224
+    mlp_width: int = 3072
+    activation: str = "quick_gelu"
+    norm_epsilon: float = 1e-5
+    pre_norm: bool = True
+    patch_bias: bool = False
+    layout: str = "openai"
+
+    def __post_init__(self):
+        _require(self.layout in ("openai", "timm"), f"image layout {self.layout!r} is not one of openai, timm")
+        _require(self.activation in ACTIVATIONS, f"activation {self.activation!r} is not one of {ACTIVATIONS}")
+        _require(self.width % self.heads == 0, f"image width {self.width} is not a multiple of {self.heads} heads")
+        _require(
+            self.image_size % self.patch == 0,
+            f"image size {self.image_size} is not a multiple of the patch size {self.patch}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTower:
+    """A text transformer: `bert` (post-norm, bidirectional, class token) or `clip` (pre-norm, causal, end token).
+
+    `projection`: `linear` is one matrix without bias; `mlp` is width -> (width + embed) / 2 -> embed without biases,
+    exact GELU between. `positions` is the length of the position table, `context` the number of tokens in use.
+    """
+
+    kind: str = "bert"
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    vocab_size: int = 30522
+    positions: int = 512
+    context: int = 256
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-12
+    projection: str = "mlp"
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        _require(self.kind in ("bert", "clip"), f"text tower kind {self.kind!r} is not one of bert, clip")
+        _require(self.projection in ("linear", "mlp"), f"projection {self.projection!r} is not one of linear, mlp")
+        _require(self.activation in ACTIVATIONS, f"activation {self.activation!r} is not one of {ACTIVATIONS}")
+        _require(self.width % self.heads == 0, f"text width {self.width} is not a multiple of {self.heads} heads")
+        _require(self.context <= self.positions, f"context {self.context} exceeds the {self.positions} positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """From a picture to the tower's input: resize the shortest side, crop the centre, scale to [0, 1], normalise.
+
+    `rgb_first` says whether the picture becomes RGB before resizing (transformers) or after (open_clip); it matters
+    for palette images only.
+    """
+
+    size: int = 224
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    rgb_first: bool = False
+
+    def __post_init__(self):
+        _require(
+            self.interpolation in ("bicubic", "bilinear"),
+            f"interpolation {self.interpolation!r} is not one of bicubic, bilinear",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+    """`wordpiece` (BERT) or `bpe` (CLIP); `lowercase` as the vocabulary was made."""
+
+    kind: str = "wordpiece"
+    lowercase: bool = True
+
+    def __post_init__(self):
+        _require(self.kind in ("wordpiece", "bpe"), f"tokenizer kind {self.kind!r} is not one of wordpiece, bpe")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A dual encoder with all that is needed to feed it. The defaults are the full-size student of MMKD-CLIP."""
+
+    name: str = "student"
+    image: ImageTower = ImageTower()
+    text: TextTower = TextTower()
+    embed: int = 512
+    preprocess: Preprocess = Preprocess()
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    license: str = "unknown"
+    source: str = ""
+    modalities: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _require(
+            self.preprocess.size == self.image.image_size,
+            f"preprocessing gives {self.preprocess.size} px, the image tower takes {self.image.image_size} px",
+        )
+        wanted = {"bert": "wordpiece", "clip": "bpe"}[self.text.kind]
+        _require(
+            self.tokenizer.kind == wanted,
+            f"a {self.text.kind} text tower takes a {wanted} tokenizer, not {self.tokenizer.kind}",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON form; `from_dict` inverts it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "ModelSpec":
+        """The spec of a JSON-like record.
+
+        Raises:
+          InputError: a field is unknown, or values contradict each other.
+        """
+        return _build(cls, record, "spec")
+
+    @property
+    def hash(self) -> str:
+        """Identity of the architecture, preprocessing and tokenizer kind (not of weights)."""
+        return io.hash_of(self.to_dict())
+
+
+_PARTS = {"image": ImageTower, "text": TextTower, "preprocess": Preprocess, "tokenizer": TokenizerSpec}
+
+
+def _build(cls, record: Mapping[str, Any], where: str):
+    names = {field.name for field in dataclasses.fields(cls)}
+    values = {}
+    for name, value in record.items():
+        if name not in names:
+            raise InputError(f"{where} has no field {name!r}; {near(name, names)}")
+        if cls is ModelSpec and name in _PARTS:
+            value = _build(_PARTS[name], value, f"{where}.{name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
