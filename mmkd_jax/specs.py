@@ -17,6 +17,11 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 ACTIVATIONS = ("gelu", "quick_gelu")  # exact (erf) GELU; x * sigmoid(1.702 x)
 
 
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageTower:
     """A vision transformer with a class token (OpenAI / open_clip, or timm's variant of it).
@@ -165,8 +170,3 @@ def _build(cls, record: Mapping[str, Any], where: str):
             value = _build(_PARTS[name], value, f"{where}.{name}")
         values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)

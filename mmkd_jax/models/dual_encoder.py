@@ -1,0 +1,107 @@
+"""An image tower and a text tower as pure functions of a plain dict of float32 arrays.
+
+The NNX modules stay inside: optimiser, sharding rules and checkpoints see `{"image": ..., "text": ...,
+"logit_scale": []}` with the names that the towers document.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmkd_jax.batch import TextBatch
+from mmkd_jax.errors import InputError
+from mmkd_jax.models.bert import BertText
+from mmkd_jax.models.clip_text import ClipText
+from mmkd_jax.models.vit import VisionTransformer
+from mmkd_jax.specs import ModelSpec
+
+Params = dict[str, Any]
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # arXiv 2103.00020, section 2.5
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoder:
+    """A light, hashable handle: the architecture of `spec`, the compute dtype and the remat policy.
+
+    Attributes:
+      spec: the architecture.
+      dtype: compute dtype; parameters and results are float32 whatever it is.
+      remat: `none`, `full` (keep only each layer's input) or `dots` (keep the matrix products) for the backward pass.
+    """
+
+    spec: ModelSpec
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters: `{"image", "text", "logit_scale"}`, float32."""
+        params = {}
+        for tower, tower_key in zip(("image", "text"), jax.random.split(key), strict=True):
+            module = _build(tower, self.spec, np.dtype(self.dtype), self.remat, tower_key)
+            params[tower] = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+        params["logit_scale"] = jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32)
+        return params
+
+    def shapes(self) -> Params:
+        """The tree of `init` as `jax.ShapeDtypeStruct`, computed without allocating."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def encode_image(
+        self, params: Params, images: jax.Array, *, projected: bool = True, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalised pictures float32 `[n, H, W, 3]` to float32 `[n, embed]`, not of unit length.
+
+        Args:
+          params: what `init` returns (`logit_scale` is not looked at).
+          images: of the spec's size.
+          projected: False gives the pooled features `[n, width]` before the projection.
+          key: training mode; for dropout where the tower has it.
+
+        Raises:
+          InputError: pictures of another size.
+        """
+        size = self.spec.image.image_size
+        if images.shape[1:] != (size, size, 3):
+            raise InputError(f"pictures of shape {images.shape[1:]}; {self.spec.name} takes ({size}, {size}, 3)")
+        return self._tower("image", params)(images, projected, key)
+
+    def encode_text(
+        self, params: Params, text: TextBatch, *, projected: bool = True, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Tokens to float32 `[n, embed]`, not of unit length; arguments as in `encode_image`.
+
+        Raises:
+          InputError: texts longer than the position table.
+        """
+        if text.ids.shape[1] > self.spec.text.positions:
+            raise InputError(f"texts of {text.ids.shape[1]} tokens; {self.spec.name} has {self.spec.text.positions}")
+        return self._tower("text", params)(text, projected, key)
+
+    def _tower(self, tower: str, params: Params) -> nnx.Module:
+        graph, state = _skeleton(tower, self.spec, np.dtype(self.dtype), self.remat)
+        names = jax.tree.structure(nnx.to_pure_dict(state))
+        if jax.tree.structure(params[tower]) != names:
+            raise InputError(f"the {tower} parameters do not have the names that {self.spec.name}'s spec asks for")
+        state = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(state, params[tower])
+        return nnx.merge(graph, state)
+
+
+def _build(tower: str, spec: ModelSpec, dtype: np.dtype, remat: str, key: jax.Array) -> nnx.Module:
+    if tower == "image":
+        return VisionTransformer(key, spec.image, spec.embed, dtype, remat)
+    kind = {"bert": BertText, "clip": ClipText}[spec.text.kind]
+    return kind(key, spec.text, spec.embed, dtype, remat)
+
+
+@functools.lru_cache(maxsize=64)
+def _skeleton(tower: str, spec: ModelSpec, dtype: np.dtype, remat: str):
+    """Graph definition and abstract state of one tower."""
+    module = nnx.eval_shape(lambda: _build(tower, spec, dtype, remat, jax.random.key(0)))
+    return nnx.split(module)

@@ -1,0 +1,203 @@
+"""Building blocks of the towers: linear maps, LayerNorm, attention, MLP, and a stack of equal blocks.
+
+Flax NNX modules without RngStream: keys are arguments, so that a block is a pure function of (state, inputs, key).
+Weights are float32; products run in the compute dtype with float32 accumulation; LayerNorm and softmax are float32.
+float32 compute means float32 on every device (`Precision.HIGHEST`: a TPU's default would be bfloat16 passes).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mmkd_jax.errors import InputError, near
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+REMAT: dict[str, Callable] = {
+    "none": lambda body: body,
+    "full": lambda body: jax.checkpoint(body, prevent_cse=False),
+    "dots": lambda body: jax.checkpoint(
+        body, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Standard deviations of a block's initial kernels."""
+
+    qkv: float
+    out: float
+    up: float
+    down: float
+
+    @classmethod
+    def clip(cls, width: int, layers: int) -> "Scales":
+        """CLIP's own (`initialize_parameters` of openai/CLIP `model.py`)."""
+        attention, residual = width**-0.5, width**-0.5 * (2 * layers) ** -0.5
+        return cls(attention, residual, (2 * width) ** -0.5, residual)
+
+    @classmethod
+    def constant(cls, std: float) -> "Scales":
+        """One for all: 0.02 in BERT and timm's ViT."""
+        return cls(std, std, std, std)
+
+
+def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> nnx.Param:
+    """A float32 parameter from a normal distribution truncated at two standard deviations."""
+    return nnx.Param(std * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32))
+
+
+def precision_for(dtype: np.dtype) -> jax.lax.Precision | None:
+    """Matmul precision that a compute dtype asks for."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes entries with probability `rate` and rescales the rest; the identity without a key."""
+    if key is None or rate == 0.0:
+        return x
+    # 16 random bits an entry decide as well as 32 (the rate is off by at most 2^-17) and cost half as much.
+    kept = jax.random.bits(key, x.shape, jnp.uint16) >= np.uint16(round(rate * 65536))
+    return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """Contracts the trailing axes of the input with the leading axes of `kernel [*inputs, *outputs]`."""
+
+    def __init__(self, key, inputs: tuple[int, ...], outputs: tuple[int, ...], std: float, dtype, bias: bool = True):
+        self.kernel = normal(key, (*inputs, *outputs), std)
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
+        self.contracted, self.has_bias, self.dtype = len(inputs), bias, np.dtype(dtype)
+
+    def __call__(self, x: jax.Array, out_dtype=None) -> jax.Array:
+        """`[..., *inputs]` to `[..., *outputs]` in `out_dtype` (the compute dtype unless given)."""
+        kernel = self.kernel[...].astype(self.dtype)
+        y = jnp.tensordot(
+            x.astype(self.dtype),
+            kernel,
+            axes=self.contracted,
+            precision=precision_for(self.dtype),
+            preferred_element_type=out_dtype or self.dtype,
+        )
+        return y + self.bias[...].astype(y.dtype) if self.has_bias else y
+
+
+class Norm(nnx.Module):
+    """LayerNorm over the last axis, in float32, with an explicit epsilon (it differs between tower families)."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., width]` to the same shape and dtype."""
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        scale = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        return (centred * scale * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused kernel for queries, keys and values."""
+
+    def __init__(self, key, width: int, heads: int, scales: Scales, dtype, dropout: float = 0.0):
+        qkv, out = jax.random.split(key)
+        self.qkv = Linear(qkv, (width,), (3, heads, width // heads), scales.qkv, dtype)
+        self.out = Linear(out, (heads, width // heads), (width,), scales.out, dtype)
+        self.dtype, self.dropout = np.dtype(dtype), dropout
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        """Attends within each row.
+
+        Args:
+          x: `[n, length, width]`.
+          mask: bool, broadcast to `[n, heads, queries, keys]`; True where a query may look.
+          key: drops attention weights if given.
+        """
+        qkv = self.qkv(x)
+        queries, keys, values = (qkv[:, :, part] for part in range(3))
+        precision = precision_for(self.dtype)
+        queries = queries * queries.shape[-1] ** -0.5
+        logits = jnp.einsum("nqhd,nkhd->nhqk", queries, keys, precision=precision, preferred_element_type=jnp.float32)
+        if mask is not None:
+            logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+        weights = dropout(jax.nn.softmax(logits, axis=-1), self.dropout, key).astype(self.dtype)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, values, precision=precision)
+        return self.out(mixed)
+
+
+class MLP(nnx.Module):
+    """Two linear maps with an activation between."""
+
+    def __init__(self, key, width: int, hidden: int, activation: str, scales: Scales, dtype):
+        up, down = jax.random.split(key)
+        self.up = Linear(up, (width,), (hidden,), scales.up, dtype)
+        self.down = Linear(down, (hidden,), (width,), scales.down, dtype)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., width]` to `[..., width]`."""
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+class PreNormBlock(nnx.Module):
+    """Transformer block of ViT and of CLIP's text tower: normalise, transform, add."""
+
+    def __init__(self, key, width, heads, hidden, activation, epsilon, scales: Scales, dtype):
+        attention, mlp = jax.random.split(key)
+        self.norm1, self.norm2 = Norm(width, epsilon), Norm(width, epsilon)
+        self.attention = Attention(attention, width, heads, scales, dtype)
+        self.mlp = MLP(mlp, width, hidden, activation, scales, dtype)
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        """`[n, length, width]` to the same; these towers have no dropout, so `key` changes nothing."""
+        x = x + self.attention(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class PostNormBlock(nnx.Module):
+    """Transformer block of BERT (arXiv 1810.04805): transform, drop, add, normalise."""
+
+    def __init__(self, key, width, heads, hidden, activation, epsilon, scales: Scales, dtype, dropout: float):
+        attention, mlp = jax.random.split(key)
+        self.norm1, self.norm2 = Norm(width, epsilon), Norm(width, epsilon)
+        self.attention = Attention(attention, width, heads, scales, dtype, dropout)
+        self.mlp = MLP(mlp, width, hidden, activation, scales, dtype)
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
+        """`[n, length, width]` to the same; with a key, drops attention weights and both branches' outputs."""
+        weights, first, second = (None,) * 3 if key is None else jax.random.split(key, 3)
+        x = self.norm1(x + dropout(self.attention(x, mask, weights), self.dropout, first))
+        return self.norm2(x + dropout(self.mlp(x), self.dropout, second))
+
+
+def stack(make: Callable[[jax.Array], nnx.Module], key: jax.Array, layers: int) -> nnx.Module:
+    """One module whose every parameter has a leading axis of `layers`, from `make(key)` of one layer."""
+    return nnx.vmap(make)(jax.random.split(key, layers))
+
+
+def apply_stack(
+    block: nnx.Module, x: jax.Array, mask: jax.Array | None, key: jax.Array | None, layers: int, remat: str
+) -> jax.Array:
+    """Applies stacked blocks one after another: a scan over their state under the remat policy `remat`."""
+    if remat not in REMAT:
+        raise InputError(f"unknown remat policy {remat!r}; {near(remat, REMAT)}")
+    graph, states = nnx.split(block)
+    keys = None if key is None else jax.random.split(key, layers)
+
+    def body(x, layer):
+        state, layer_key = layer
+        return nnx.merge(graph, state)(x, mask, layer_key), None
+
+    return jax.lax.scan(REMAT[remat](body), x, (states, keys))[0]
