@@ -7,7 +7,6 @@ one line that names the near matches (config_flags answers with a bare `Attribut
 tuple in silence).
 """
 
-import argparse
 import ast
 import inspect
 import linecache
@@ -77,22 +76,6 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
         kind = str if defaults[name] is None else type(defaults[name])
         values[name] = _typed(f"config argument {name!r}", text, kind) if equals else True
     return ConfigDict(values)
-
-
-def add_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Gives a command `--config ADDRESS`, and with it the overrides, which arrive as `args.overrides`."""
-    parser.add_argument(
-        "--config",
-        required=required,
-        metavar="FILE.py[:ARGS]",
-        help="config file, with arguments after a colon; set its fields by --config.x.y=VALUE",
-    )
-    parser.set_defaults(overrides=[])
-
-
-def is_override(argument: str) -> bool:
-    """Whether a command-line argument sets a field of the config."""
-    return re.match(r"--(no)?config\.", argument) is not None
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
