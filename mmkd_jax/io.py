@@ -56,6 +56,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
 
 
+def json_form(value: Any) -> Any:
+    """`value` as it comes back from a JSON file (tuples as lists, arrays as lists, keys as strings)."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file.
 

@@ -1,0 +1,104 @@
+"""Stage 1: contrastive pretraining of the student on image-text pairs.
+
+    mmkd train --config configs/stage1_clip.py --workdir RUN \
+        --config.data.pairs=PAIRS --config.tokenizer=vocab.txt
+
+The defaults are the settings of the released MMKD-CLIP code (arXiv 2506.22567; github.com/wangshansong1/MMKD-CLIP,
+run_configs_400m.py, class b16_400m): ViT-B/16 QuickGELU at 224 px, BERT-base with 256 tokens, AdamW, 20 epochs. The
+batch is not among what was released; 1024 is the base class's.
+
+Arguments: `smoke` is a model for a CPU in seconds, `demo` the small student of `mmkd demo`.
+"""
+
+from ml_collections import ConfigDict
+
+from mmkd_jax.config import parse_arg
+from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """See the file's docstring."""
+    args = parse_arg(arg, smoke=False, demo=False)
+    config = ConfigDict()
+    config.name = "stage1"
+    config.task = "clip"
+    config.seed = 0
+    config.epochs = 20
+    config.steps = 0  # 0: as many as the epochs make
+    config.batch = 1024
+    config.init = ""  # a checkpoint whose towers to start from
+    config.model = ConfigDict(ModelSpec().to_dict())
+    config.tokenizer = ""  # vocab.txt, tokenizer.json, or CLIP's merges
+    config.dtype = "bfloat16"  # of the computation; parameters, similarities and losses are float32
+    config.remat = "full"
+
+    config.data = ConfigDict()
+    config.data.pairs = ""
+    config.data.rows = "train"  # a row index of the pairs set; "" takes every row
+    config.data.caption = "first"
+    config.data.block = 256
+    config.data.window = 16
+    config.data.threads = 16
+    config.data.views = ConfigDict(
+        {"kind": "random_resized_crop", "scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "seed": 0}
+    )
+
+    config.optimizer = ConfigDict()
+    config.optimizer.lr = 5e-5
+    config.optimizer.warmup = 2000
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.98
+    config.optimizer.epsilon = 1e-6
+    config.optimizer.decay = 0.2
+    config.optimizer.clip = 0.0  # largest gradient norm; 0: no clipping, as released
+
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.sharding = ((".*", ()),)
+    config.log_every = 50
+    config.save_every = 1000
+    config.keep = 3
+    if args.smoke:
+        shrink(config, size=32, patch=16, width=32, image_layers=2, text_layers=2, vocabulary=300, context=16)
+        config.steps, config.batch, config.log_every, config.save_every = 4, 8, 1, 2
+    if args.demo:
+        shrink(config, size=64, patch=8, width=128, image_layers=3, text_layers=2, vocabulary=2048, context=32)
+        config.steps, config.batch, config.log_every, config.save_every = 150, 128, 5, 50
+        config.optimizer.lr = 1e-3
+        config.data.views.scale = (0.6, 1.0)
+    return config
+
+
+def shrink(
+    config: ConfigDict,
+    *,
+    size: int,
+    patch: int,
+    width: int,
+    image_layers: int,
+    text_layers: int,
+    vocabulary: int,
+    context: int,
+) -> None:
+    """The same student at a size that a CPU trains, with an optimiser for few steps."""
+    spec = ModelSpec(
+        image=ImageTower(
+            width=width, layers=image_layers, heads=width // 32, patch=patch, image_size=size, mlp_width=4 * width
+        ),
+        text=TextTower(
+            width=width,
+            layers=text_layers,
+            heads=width // 32,
+            mlp_width=4 * width,
+            vocab_size=vocabulary,
+            positions=context,
+            context=context,
+            dropout=0.0,
+        ),
+        embed=width,
+        preprocess=Preprocess(size=size),
+    )
+    config.model = ConfigDict(spec.to_dict())
+    config.dtype, config.remat = "float32", "none"
+    config.data.threads, config.data.block = 2, 64
+    config.optimizer.lr, config.optimizer.warmup, config.optimizer.clip = 1e-3, 20, 1.0
+    config.keep = 2

@@ -1,0 +1,188 @@
+"""Stage 2: the student learns from stored features of many teachers, beside its own contrastive loss."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmkd_jax.errors import InputError, near
+from mmkd_jax.losses import distill as losses
+from mmkd_jax.losses.contrastive import normalise
+from mmkd_jax.models import heads
+from mmkd_jax.specs import ModelSpec
+from mmkd_jax.tasks import targets
+from mmkd_jax.tasks.base import Batch, Features, Params
+from mmkd_jax.tasks.clip import ClipTask
+
+RELEASED_ICL_SCALE = math.log(1 / 0.07)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The switches of stage 2.
+
+    Attributes:
+      target: `random` (one teacher a sample a visit), `mean` (over the sample's teachers), both at the student's
+        width; or `heads` (each teacher in its own space, through a head of the student's).
+      task_weight: weight of the contrastive loss on the pairs themselves.
+      feature_weight: weight of the feature loss: a mean square for `random` and `mean`, 1 - cosine for `heads`.
+      icl_weight: weight of interactive contrastive learning (`random` and `mean` only).
+      icl_trained: False keeps its scale at ln(1 / 0.07) without exponentiating, as released; True exponentiates and
+        trains it.
+      affinity_weight: weight of each teacher's affinity divergence (`heads` only).
+      affinity_scale: inverse temperature of the teachers' affinities; 0 takes each teacher's own.
+      centre: subtract the teacher's mean feature before normalising (`heads` only).
+      head: `linear` or `mlp`.
+    """
+
+    target: str = "random"
+    task_weight: float = 1.0
+    feature_weight: float = 50.0
+    icl_weight: float = 1.0
+    icl_trained: bool = False
+    affinity_weight: float = 0.0
+    affinity_scale: float = 0.0
+    centre: bool = False
+    head: str = "linear"
+
+    def __post_init__(self):
+        if self.target not in ("random", "mean", "heads"):
+            raise InputError(f"recipe target {self.target!r}: {near(self.target, ('random', 'mean', 'heads'))}")
+
+
+class DistillTask(ClipTask):
+    """Contrastive loss plus what the recipe asks of the teachers.
+
+    Args:
+      spec: the student.
+      teachers: those with features and a weight above 0.
+      recipe: the switches.
+      routing: float32 `[modalities, teachers]`, teachers in sorted order of name.
+      seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        teachers: Sequence[targets.TeacherTarget],
+        recipe: Recipe,
+        routing: np.ndarray,
+        *,
+        seed: int,
+        dtype=jnp.float32,
+        remat: str = "none",
+    ):
+        super().__init__(spec, dtype=dtype, remat=remat)
+        if not teachers:
+            raise InputError("stage 2 has no teacher: name at least one feature set with a weight above 0")
+        self.teachers = sorted(teachers, key=lambda teacher: teacher.name)
+        self.recipe = recipe
+        self.routing = np.asarray(routing, np.float32)
+        self.seed = seed
+        if recipe.target != "heads":
+            for teacher in self.teachers:
+                if teacher.space == "projected" and teacher.width != spec.embed:
+                    raise InputError(
+                        f"projected features of {teacher.name} are {teacher.width} wide, the student {spec.embed}"
+                    )
+
+    def init(self, key: jax.Array) -> tuple[Params, dict]:
+        """The student, and the recipe's own: `heads/TEACHER/TOWER/...` or `icl_scale`."""
+        params, extra = super().init(key)
+        if self.recipe.target == "heads":
+            widths = {teacher.name: teacher.width for teacher in self.teachers}
+            params["heads"] = heads.init(key, widths, self.model.spec.embed, self.recipe.head)
+        elif self.recipe.icl_trained:
+            params["icl_scale"] = jnp.asarray(RELEASED_ICL_SCALE, jnp.float32)
+        return params, extra
+
+    def objective(
+        self, params: Params, features: Features, batch: Batch, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array], dict]:
+        """Task loss and distillation; reports are unweighted."""
+        task, reports, extra = super().objective(params, features, batch, step)
+        distil = self._own_spaces if self.recipe.target == "heads" else self._joint_space
+        parts = distil(params, features, batch, step)
+        loss = self.recipe.task_weight * task
+        for name, (weight, value) in parts.items():
+            loss = loss + weight * value
+            reports[f"loss/{name}"] = value
+        return loss, reports, extra
+
+    def _joint_space(self, params: Params, features: Features, batch: Batch, step: jax.Array) -> dict:
+        """`random` and `mean`: one target a sample at the student's width."""
+        stored = batch["targets"]
+        present = {teacher.name: stored[teacher.name]["present"] for teacher in self.teachers}
+        if self.recipe.target == "random":
+            share = targets.draw_teacher(present, self.seed, step)
+        else:
+            count = sum(present[name].astype(jnp.float32) for name in present)
+            share = {name: present[name] / jnp.maximum(count, 1.0) for name in present}
+        embed = self.model.spec.embed
+        goal = {
+            tower: sum(
+                share[teacher.name][:, None]
+                * jnp.where(
+                    present[teacher.name][:, None],
+                    targets.joint_target(teacher, stored[teacher.name][tower], embed),
+                    0.0,
+                )
+                for teacher in self.teachers
+            )
+            for tower in ("image", "text")
+        }
+        weight = sum(share.values())
+        feature = losses.feature_mse(features.image, goal["image"], weight) + losses.feature_mse(
+            features.text, goal["text"], weight
+        )
+        scale = jnp.exp(params["icl_scale"]) if self.recipe.icl_trained else RELEASED_ICL_SCALE
+        icl = losses.interactive_contrastive(
+            features.image, features.text, goal["image"], goal["text"], weight, scale
+        )
+        return {"feature": (self.recipe.feature_weight, feature), "icl": (self.recipe.icl_weight, icl)}
+
+    def _own_spaces(self, params: Params, features: Features, batch: Batch, step: jax.Array) -> dict:
+        """`heads`: every teacher in its own space, weighted by the sample's modality."""
+        weights = self._sample_weights(batch)
+        scale = jnp.exp(params["logit_scale"])
+        feature, affinity = jnp.zeros(()), jnp.zeros(())
+        for teacher in self.teachers:
+            stored, weight = batch["targets"][teacher.name], weights[teacher.name]
+            goal = {tower: self._own_target(teacher, tower, stored[tower]) for tower in ("image", "text")}
+            share = jnp.mean(weight)
+            head = params["heads"][teacher.name]
+            for tower, embedding in (("image", features.image), ("text", features.text)):
+                distance = losses.cosine_distance(heads.apply(head[tower], embedding), goal[tower])
+                feature = feature + 0.5 * share * losses.weighted_mean(distance, weight)
+            if self.recipe.affinity_weight:
+                # The teacher's own affinities: uncentred, since its temperature belongs to those.
+                affinity = affinity + share * losses.affinity_kl(
+                    features.image,
+                    features.text,
+                    normalise(stored["image"]),
+                    normalise(stored["text"]),
+                    weight,
+                    scale,
+                    self.recipe.affinity_scale or teacher.scale,
+                )
+        parts = {"feature": (self.recipe.feature_weight, feature)}
+        if self.recipe.affinity_weight:
+            parts["affinity"] = (self.recipe.affinity_weight, affinity)
+        return parts
+
+    def _own_target(self, teacher: targets.TeacherTarget, tower: str, stored: jax.Array) -> jax.Array:
+        """Unit-norm target `[n, width]` in the teacher's own space."""
+        mean = teacher.image_mean if tower == "image" else teacher.text_mean
+        unit = normalise(stored)
+        return normalise(unit - jnp.asarray(mean)) if self.recipe.centre else unit
+
+    def _sample_weights(self, batch: Batch) -> Mapping[str, jax.Array]:
+        """Weight `[n]` of each teacher for each sample: its row of the routing table among those present, sum 1."""
+        rows = jnp.asarray(self.routing)[batch["modality"]]
+        present = jnp.stack([batch["targets"][teacher.name]["present"] for teacher in self.teachers], axis=1)
+        weights = rows * present
+        weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-9)
+        return {teacher.name: weights[:, i] for i, teacher in enumerate(self.teachers)}

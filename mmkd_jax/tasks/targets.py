@@ -1,0 +1,97 @@
+"""What stage 2 regresses to: stored teacher features, mapped to where the student can meet them."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmkd_jax.errors import InputError, near
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TeacherTarget:
+    """A teacher as stage 2 sees it.
+
+    Attributes:
+      name: the teacher's name; heads, maps and draws are keyed by it.
+      width: width of its stored features.
+      space: `native` (the teacher's own, unit norm) or `projected` (already at the student's width).
+      scale: its exponentiated logit scale: the inverse temperature of its own similarities.
+      image_mean: mean of its unit image features, float32 `[width]`.
+      text_mean: the same for text.
+    """
+
+    name: str
+    width: int
+    space: str
+    scale: float
+    image_mean: np.ndarray
+    text_mean: np.ndarray
+
+
+def name_key(seed: int, name: str) -> jax.Array:
+    """A key that depends on the teacher's name and not on which other teachers there are."""
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(zlib.crc32(name.encode())))
+
+
+def seeded_map(name: str, width: int, embed: int) -> jax.Array:
+    """A fixed linear map `[width, embed]` for a teacher, the same for image and text.
+
+    Gaussian with variance 1 / embed: it keeps lengths in expectation, and the images of different teachers' spaces
+    are nearly orthogonal, as those of the authors' trained affine maps were measured to be (their published samples:
+    cosine between teachers -0.07 to 0.21).
+    """
+    return jax.random.normal(name_key(0, name), (width, embed), jnp.float32) / math.sqrt(embed)
+
+
+def joint_target(teacher: TeacherTarget, features: jax.Array, embed: int) -> jax.Array:
+    """A teacher's features float32 `[n, width]` at the student's width, `[n, embed]`, not at unit norm."""
+    if teacher.space == "projected":
+        return features
+    matrix = seeded_map(teacher.name, teacher.width, embed)
+    return jnp.matmul(features, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+def draw_teacher(present: Mapping[str, jax.Array], seed: int, step: jax.Array) -> dict[str, jax.Array]:
+    """One teacher a sample, uniformly among those present, fresh at each step: one-hot float32 `[n]` by name.
+
+    Each teacher gets its own noise, keyed by its name, and the largest wins: taking a teacher away changes the draw
+    only where it had won.
+    """
+    names = sorted(present)
+    noise = [
+        jnp.where(
+            present[name],
+            jax.random.uniform(jax.random.fold_in(name_key(seed, name), step), present[name].shape),
+            -1.0,
+        )
+        for name in names
+    ]
+    winner = jnp.argmax(jnp.stack(noise), axis=0)
+    return {name: ((winner == i) & present[name]).astype(jnp.float32) for i, name in enumerate(names)}
+
+
+def routing_table(
+    table: Mapping[str, Mapping[str, float]] | None, modalities: list[str], teachers: list[str]
+) -> np.ndarray:
+    """Weights float32 `[modalities, teachers]` from `{modality: {teacher: weight}}`; all ones without a table.
+
+    A modality that the table leaves out gets all teachers alike.
+
+    Raises:
+      InputError: the table names a teacher that has no features here.
+    """
+    weights = np.ones((len(modalities), len(teachers)), np.float32)
+    for m, modality in enumerate(modalities):
+        row = (table or {}).get(modality)
+        if row is None:
+            continue
+        for name in row:
+            if name not in teachers:
+                raise InputError(f"the routing table names teacher {name!r}, which has no features; {near(name, teachers)}")
+        weights[m] = [row.get(name, 0.0) for name in teachers]
+    return weights

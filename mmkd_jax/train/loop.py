@@ -1,0 +1,141 @@
+"""The one training loop. Its order is the contract: update, watch, log, save."""
+
+import contextlib
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from mmkd_jax import config as configs
+from mmkd_jax import io
+from mmkd_jax.errors import InputError
+from mmkd_jax.train import checkpoint, metrics, optim, setup, sharding
+from mmkd_jax.train.provenance import provenance
+from mmkd_jax.train.state import TrainState, init_state, make_step
+
+DEVICE_FIELDS = ("image", "text", "modality", "targets")  # of a batch; the rest stays on the host
+
+
+class NotFinite(InputError):
+    """The loss or a gradient stopped being a number."""
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
+    """Trains as `config` says in `workdir`, from where an earlier run there stopped; returns the folder.
+
+    Left behind: `config.json`, `provenance.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`.
+
+    Raises:
+      InputError: the config does not fit the data, the folder cannot be written to or holds another run, or the loss
+        is no longer finite.
+    """
+    workdir = io.make_workdir(workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.batch, mesh)
+    job = setup.build(config)
+    _claim(workdir, configs.to_dict(config), job)
+    saver = checkpoint.Checkpoints(workdir, keep=config.keep)
+    try:
+        if saver.latest() != job.steps:
+            _train(config, workdir, mesh, job, saver)
+    finally:
+        saver.close()
+    return workdir
+
+
+def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, saver: checkpoint.Checkpoints) -> None:
+    transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
+    state = _start(config, mesh, job, transform, saver)
+    step_fn = jax.jit(
+        make_step(job.task, transform, config.seed),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+    )
+    start = int(state.step)
+    log = metrics.MetricsLog(workdir, start)
+    progress = metrics.Progress(config.name, start, job.steps, config.batch)
+    meta = checkpoint.describe(
+        job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.batches.identity
+    )
+    watched: list[tuple[int, dict[str, jax.Array]]] = []
+    with contextlib.closing(log), contextlib.closing(progress):
+        for done, batch in job.batches.iterate(start, job.steps, threads=config.data.threads):
+            step = done + 1
+            on_device = sharding.global_batch({k: batch[k] for k in DEVICE_FIELDS if k in batch}, mesh)
+            state, reports = step_fn(state, on_device)
+            watched.append((step, reports))
+            save = step % config.save_every == 0 or step == job.steps
+            if save or step % config.log_every == 0:
+                scalars = _watch(watched)
+                progress.update(step, scalars["loss"])
+                if step % config.log_every == 0 or step == job.steps:
+                    log.write(step, {**scalars, "pairs_per_second": progress.rate(step)})
+                watched.clear()
+            if save:
+                saver.save(step, state, meta)
+
+
+def _watch(watched: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
+    """The last step's scalars; stops at the first step that is not finite, before anything of it is saved."""
+    for step, reports in jax.device_get(watched):
+        bad = [name for name, value in reports.items() if not np.isfinite(value)]
+        if bad:
+            raise NotFinite(
+                f"{', '.join(bad)} became {reports[bad[0]]} at step {step}; the last checkpoint is from before: "
+                "lower the learning rate, clip gradients, or look at the data of that step"
+            )
+    return {name: float(value) for name, value in reports.items()}
+
+
+def _start(
+    config: ConfigDict, mesh: Any, job: setup.Job, transform: Any, saver: checkpoint.Checkpoints
+) -> TrainState:
+    """The first state: this run's own checkpoint, else the parameters of `config.init`, else fresh ones."""
+
+    def init():
+        return init_state(job.task, transform, config.seed)
+
+    shapes = jax.eval_shape(init)
+    placement = sharding.shardings(shapes, config.sharding, mesh)
+    latest = saver.latest()
+    if latest is not None:
+        like = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placement
+        )
+        return saver.restore(latest, like)[0]
+    state = jax.jit(init, out_shardings=placement)()
+    if config.init:
+        # The student's own towers; what a recipe adds (heads, its scale) starts fresh.
+        own = job.task.encoders(state.params)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), own)
+        state = state.replace(params={**state.params, **checkpoint.load_params(config.init, like)})
+    return state
+
+
+def _claim(workdir: epath.Path, config: dict[str, Any], job: setup.Job) -> None:
+    """Writes config and provenance into a new run's folder; refuses a folder of a run that was another."""
+    path = workdir / "config.json"
+    record = {"config": config, "data": job.batches.identity}
+    if path.exists():
+        before = io.read_json(path)
+        difference = _first_difference(before, io.json_form(record))
+        if difference:
+            raise InputError(f"{workdir} holds a run with another {difference}; use another --workdir, or that config")
+        return
+    io.write_json(workdir / "provenance.json", {**provenance(job.batches.identity), "started": time.time()})
+    io.write_json(path, record)
+
+
+def _first_difference(before: Any, after: Any, where: str = "") -> str:
+    """The first field in which two JSON records differ, with both values; "" if none does."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(set(before) | set(after)):
+            found = _first_difference(before.get(key), after.get(key), f"{where}.{key}" if where else key)
+            if found:
+                return found
+        return ""
+    return "" if before == after else f"{where} ({before!r}, now {after!r})"

@@ -1,0 +1,120 @@
+"""Where numbers go: metrics.jsonl, TensorBoard through CLU, and a line of progress."""
+
+import json
+import os
+import sys
+import time
+import types
+
+from etils import epath
+from tqdm import tqdm
+
+from mmkd_jax import io
+
+
+class MetricsLog:
+    """Writes scalars of a run to `metrics.jsonl` and TensorBoard events, and continues after a restart.
+
+    Lines of steps that a restart will make again are dropped first, so that an interrupted run leaves the file of an
+    uninterrupted one (but for the time it took).
+    """
+
+    def __init__(self, workdir: epath.Path, start: int):
+        self._path = workdir / "metrics.jsonl"
+        kept = [line for line in read(workdir) if line["step"] <= start]
+        io.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._tensorboard = _clu_writer(workdir / "tensorboard")
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Appends the scalars of `step`."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._tensorboard.write_scalars(step, scalars)
+
+    def close(self) -> None:
+        """Flushes what is buffered."""
+        self._tensorboard.flush()
+        self._tensorboard.close()
+
+
+def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl` in order of step; a last line that was cut short by a kill is left out."""
+    path = io.as_path(workdir) / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: steps done, pairs a second, time left, the loss."""
+
+    def __init__(self, name: str, start: int, total: int, batch: int):
+        self._name, self._start, self._total, self._batch = name, start, total, batch
+        self._begin = self._said = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
+
+    def rate(self, step: int) -> float:
+        """Pairs a second since the start."""
+        return (step - self._start) * self._batch / max(time.monotonic() - self._begin, 1e-9)
+
+    def update(self, step: int, loss: float) -> None:
+        """Shows that `step` steps are done; a plain line at most every ten seconds."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate(step):.0f} pairs/s", refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._said < 10 and step != self._total:
+            return
+        self._said = now
+        left = (self._total - step) * self._batch / max(self.rate(step), 1e-9)
+        text = f"{self._name}: step {step}/{self._total}, loss {loss:.3f}, {self.rate(step):.0f} pairs/s, {left:.0f} s left"
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clu_writer(logdir: epath.Path):
+    """CLU's writers without TensorFlow.
+
+    CLU imports its TensorFlow summary writer when it is imported, TensorFlow there or not. TensorBoard's own writer
+    needs none, so a stand-in for that one module is put in place first.
+    """
+    name = "clu.metric_writers.summary_writer"
+    if name not in sys.modules:
+        module = types.ModuleType(name)
+        module.SummaryWriter = object
+        sys.modules[name] = module
+    from clu.metric_writers import interface
+    from tensorboard.summary import Writer
+
+    def ignore(self, *args, **kwargs):
+        """Only scalars are written."""
+
+    others = [method for method in interface.MetricWriter.__abstractmethods__ if method.startswith("write_")]
+
+    class TensorBoardWriter(interface.MetricWriter):
+        def __init__(self, path):
+            self._writer = Writer(os.fspath(path))
+
+        def flush(self):
+            self._writer.flush()
+
+        def close(self):
+            self._writer.close()
+
+    def write_scalars(self, step, scalars):
+        for key, value in scalars.items():
+            self._writer.add_scalar(key, float(value), step)
+
+    body = {**{method: ignore for method in others}, "write_scalars": write_scalars}
+    return type("TensorBoardWriter", (TensorBoardWriter,), body)(logdir)

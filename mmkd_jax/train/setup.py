@@ -1,0 +1,142 @@
+"""From a config to the pieces of a run: the student's spec, tokenizer, input and task."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmkd_jax import config as configs
+from mmkd_jax import io, registry, tokenizers
+from mmkd_jax.data.batches import Batches
+from mmkd_jax.data.features import FeatureSet
+from mmkd_jax.data.pairs import PairsSet
+from mmkd_jax.data.views import ViewPolicy
+from mmkd_jax.errors import InputError, near
+from mmkd_jax.specs import ModelSpec
+from mmkd_jax.tasks import targets
+from mmkd_jax.tasks.base import Task
+from mmkd_jax.tasks.clip import ClipTask
+from mmkd_jax.tasks.distill import DistillTask, Recipe
+
+TASKS = {"clip": "mmkd_jax.train.setup.clip_task", "distill": "mmkd_jax.train.setup.distill_task"}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a config comes down to.
+
+    Attributes:
+      task: see `mmkd_jax.tasks.base`.
+      batches: the global batch as a function of the step.
+      tokenizer: the student's.
+      steps: number of updates in all.
+    """
+
+    task: Task
+    batches: Batches
+    tokenizer: tokenizers.Tokenizer
+    steps: int
+
+
+def build(config: ConfigDict) -> Job:
+    """Opens the data and makes the task.
+
+    Raises:
+      InputError: data, features, vocabulary and config do not fit together.
+    """
+    spec = ModelSpec.from_dict(configs.to_dict(config.model))
+    if not config.data.pairs:
+        raise InputError("no pairs set is given; use --config.data.pairs=DIR (made by `mmkd ingest`)")
+    pairs = PairsSet.open(config.data.pairs)
+    tokenizer = load_tokenizer(config, spec)
+    features = open_features(config, pairs)
+    rows = pairs.rows(config.data.rows) if config.data.rows else None
+    batches = Batches(
+        pairs,
+        batch=config.batch,
+        seed=config.seed,
+        policy=ViewPolicy.from_dict(configs.to_dict(config.data.views)),
+        image_size=spec.image.image_size,
+        tokenizer=tokenizer,
+        rows=rows,
+        features=features or None,
+        block=config.data.block,
+        window=config.data.window,
+        caption=config.data.caption,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    count = len(rows.rows) if rows is not None else len(pairs)
+    steps = config.steps or max(1, config.epochs * count // config.batch)
+    make = registry.resolve(config.task, TASKS, "task")
+    return Job(make(config, spec, pairs, features), batches, tokenizer, steps)
+
+
+def load_tokenizer(config: ConfigDict, spec: ModelSpec) -> tokenizers.Tokenizer:
+    """The student's tokenizer, its vocabulary checked against the model's."""
+    if not config.tokenizer:
+        wanted = {"wordpiece": "vocab.txt or tokenizer.json", "bpe": "bpe_simple_vocab_16e6.txt.gz or tokenizer.json"}
+        raise InputError(f"no vocabulary is given; use --config.tokenizer=FILE ({wanted[spec.tokenizer.kind]})")
+    return tokenizers.load(
+        spec.tokenizer, config.tokenizer, context=spec.text.context, vocab_size=spec.text.vocab_size
+    )
+
+
+def open_features(config: ConfigDict, pairs: PairsSet) -> dict[str, FeatureSet]:
+    """The feature sets in `config.features` (one folder a teacher), all or those that `config.teachers` names."""
+    if not config.get("features"):
+        return {}
+    root = io.as_path(config.features)
+    found = sorted(child.name for child in root.iterdir() if (child / "manifest.json").exists()) if root.is_dir() else []
+    if not found:
+        raise InputError(f"{root} holds no feature set; make them with `mmkd emit --out {os.fspath(root)}`")
+    names = list(config.teachers) or found
+    for name in names:
+        if name not in found:
+            raise InputError(f"{root} has no features of teacher {name!r}; {near(name, found)}")
+    return {name: FeatureSet.open(root / name, pairs) for name in names}
+
+
+def clip_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features: dict[str, FeatureSet]) -> Task:
+    """Stage 1."""
+    return ClipTask(spec, dtype=_dtype(config), remat=config.remat)
+
+
+def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features: dict[str, FeatureSet]) -> Task:
+    """Stage 2."""
+    if not features:
+        raise InputError("stage 2 needs the teachers' features; use --config.features=DIR (made by `mmkd emit`)")
+    table = io.read_json(config.routing)["weights"] if config.routing else None
+    teachers = [teacher_target(features[name]) for name in sorted(features)]
+    return DistillTask(
+        spec,
+        teachers,
+        Recipe(**configs.to_dict(config.recipe)),
+        targets.routing_table(table, pairs.modalities, [teacher.name for teacher in teachers]),
+        seed=config.seed,
+        dtype=_dtype(config),
+        remat=config.remat,
+    )
+
+
+def teacher_target(features: FeatureSet) -> targets.TeacherTarget:
+    """A feature set's record as stage 2 needs it."""
+    statistics = features.statistics
+    return targets.TeacherTarget(
+        name=features.teacher,
+        width=features.width,
+        space=features.space,
+        scale=float(features.manifest["logit_scale"]),
+        image_mean=np.asarray(statistics["image"]["mean"], np.float32),
+        text_mean=np.asarray(statistics["text"]["mean"], np.float32),
+    )
+
+
+def _dtype(config: ConfigDict) -> Any:
+    if config.dtype not in DTYPES:
+        raise InputError(f"dtype {config.dtype!r}: {near(config.dtype, DTYPES)}")
+    return DTYPES[config.dtype]

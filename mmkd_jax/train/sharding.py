@@ -1,0 +1,80 @@
+"""Where arrays live: a mesh from the config, and rules from parameter names to placements."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmkd_jax.errors import InputError
+from mmkd_jax.train.optim import path_of
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes `data`, `fsdp`, `tensor`; a size of -1 takes what the others leave.
+
+    Raises:
+      InputError: the sizes do not use every device exactly once.
+    """
+    devices = list(devices if devices is not None else jax.devices())
+    shape = [int(sizes.get(axis, 1)) for axis in AXES]
+    fixed = int(np.prod([size for size in shape if size != -1]))
+    if shape.count(-1) > 1 or (shape.count(-1) == 0 and fixed != len(devices)) or len(devices) % fixed:
+        raise InputError(f"mesh {dict(zip(AXES, shape))} does not fit {len(devices)} devices; give one axis -1")
+    shape = [len(devices) // fixed if size == -1 else size for size in shape]
+    # Mesh and not jax.make_mesh: the latter makes explicit axes, which ask every gather for its output sharding.
+    return Mesh(np.array(devices).reshape(shape), AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Samples over `data` and `fsdp`; every other dimension whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def shardings(tree: Any, rules: Sequence[tuple[str, Sequence[str | None]]], mesh: Mesh) -> Any:
+    """A `NamedSharding` for each leaf of `tree` (arrays or shapes): the first rule whose pattern is found wins.
+
+    A rule is (regex, placement); the placement names a mesh axis or None for each leading dimension. Optimiser state
+    follows the rule of its parameter, since its path ends in the parameter's.
+
+    Raises:
+      InputError: a parameter matches no rule, or a dimension cannot be divided.
+    """
+
+    def place(path, leaf):
+        name = path_of(path)
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, PartitionSpec())
+        for pattern, placement in rules:
+            if re.search(pattern, name):
+                _check_divides(name, leaf.shape, placement, mesh)
+                return NamedSharding(mesh, PartitionSpec(*placement))
+        raise InputError(f"no sharding rule matches parameter {name}; add a rule, for example ('.*', ())")
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def global_batch(batch: Any, mesh: Mesh) -> Any:
+    """The global batch as sharded arrays, from this process's slice of it (NumPy, first dimension = samples)."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def check_batch(batch: int, mesh: Mesh) -> None:
+    """Refuses a global batch that the mesh cannot split evenly."""
+    ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if batch % ways:
+        raise InputError(f"batch {batch} is not a multiple of the {ways} data-parallel devices of the mesh")
+
+
+def _check_divides(name: str, shape: tuple[int, ...], placement: Sequence[str | None], mesh: Mesh) -> None:
+    if len(placement) > len(shape):
+        raise InputError(f"the sharding rule of {name} places {len(placement)} dimensions, it has {len(shape)}")
+    for size, axis in zip(shape, placement):
+        if axis is not None and size % mesh.shape[axis]:
+            raise InputError(f"{name} of shape {shape} cannot be divided over {axis} of {mesh.shape[axis]} devices")

@@ -1,0 +1,56 @@
+"""What a step changes, and the step itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmkd_jax.tasks.base import Batch, Task
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a checkpoint must hold to go on bit for bit.
+
+    Attributes:
+      step: number of updates made, int32 scalar.
+      params: nested dict of float32 arrays with documented names.
+      opt_state: of the optax transform.
+      extra: the task's own.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    extra: Any
+
+
+def init_state(task: Task, transform: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first update; a pure function of `seed`."""
+    params, extra = task.init(jax.random.key(seed))
+    return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), extra)
+
+
+def make_step(
+    task: Task, transform: optax.GradientTransformation, seed: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The update as a pure function of state and batch; all its randomness is keyed by (`seed`, step)."""
+
+    def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss_fn(params):
+            features = task.encode(params, state.extra, batch, key, state.step)
+            loss, reports, extra = task.objective(params, features, batch, state.step)
+            return loss, (reports, extra)
+
+        (loss, (reports, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **reports}
+        return TrainState(state.step + 1, params, opt_state, extra), metrics
+
+    return step_fn
