@@ -1,0 +1,210 @@
+"""Evaluation: encoders and a set in, result rows and per-sample predictions out.
+
+Every row's image feature and every distinct text's feature is computed once per encoder, in micro-batches of one
+fixed size, and shared by all tasks.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmkd_jax import registry
+from mmkd_jax.errors import InputError
+from mmkd_jax.evals import bootstrap, prompts, results
+from mmkd_jax.evals.features import Features
+from mmkd_jax.specs import ModelSpec
+
+# A task is a module with `applies(EvalSet) -> bool` and `evaluate(TaskData) -> TaskResult`.
+TASKS = {
+    "zeroshot": "mmkd_jax.evals.zeroshot",
+    "retrieval": "mmkd_jax.evals.retrieval",
+    "linear_probe": "mmkd_jax.evals.linear_probe",
+}
+
+
+class Encoder(Protocol):
+    """What can be evaluated: a student, a teacher, any object with these members.
+
+    Attributes:
+      name: unique among the evaluated models; teachers are called `teacher:NAME`.
+      checkpoint: where its weights come from.
+      spec: its `ModelSpec`.
+      logit_scale: factor on cosines, exponentiated (about 100 for a trained CLIP).
+    """
+
+    name: str
+    checkpoint: str
+    spec: ModelSpec
+    logit_scale: float
+
+    def encode_image(self, images: Sequence, projected: bool = True) -> np.ndarray:
+        """Float32 `[n, embed]` of PIL images, of any length; the width before the projection if not `projected`."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 `[m, embed]`, of any length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet:
+    """A data set as the tasks see it.
+
+    Attributes:
+      name: of the set, usually a source of the pairs set.
+      rows: int64 rows of the pairs set that are tested on.
+      split_hash: identity of `rows` in their set.
+      modality: the most common one among the rows.
+      train_rows: int64 rows for the linear probe, None without.
+      train_hash: identity of `train_rows`.
+      class_names: in the order of the labels; empty without classes.
+      prompts: of the classes; None without classes.
+      captions: whether the rows carry captions to retrieve.
+    """
+
+    name: str
+    rows: np.ndarray
+    split_hash: str
+    modality: str = ""
+    train_rows: np.ndarray | None = None
+    train_hash: str = ""
+    class_names: tuple[str, ...] = ()
+    prompts: prompts.Prompts | None = None
+    captions: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """One set with the features of one encoder: the input of a task's `evaluate`.
+
+    `probe_layer` is the image features' layer for tasks that train on them, `logit_scale` the encoder's.
+    """
+
+    set: EvalSet
+    features: Features
+    logit_scale: float
+    seed: int
+    resamples: int
+    probe_layer: str
+
+    def ids(self, rows: np.ndarray) -> np.ndarray:
+        """Ids of rows, unicode `[n]`."""
+        return np.asarray(self.features.pairs.table["id"])[rows].astype(str)
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """Class indices of rows, int64 `[n]`; -1 without a class."""
+        return np.asarray(self.features.pairs.table["label_id"])[rows].astype(np.int64)
+
+    def groups(self, rows: np.ndarray) -> np.ndarray:
+        """What may not be divided (patient, case), int64 `[n]`; a row without a group is a group of its own."""
+        groups, rows = np.asarray(self.features.pairs.table["group"])[rows].astype(np.int64), np.asarray(rows)
+        return np.where(groups < 0, -1 - rows, groups)
+
+    def plan(self, labels: np.ndarray, groups: np.ndarray) -> bootstrap.Plan:
+        """How this set is resampled: the same way for every encoder, so that differences can be paired."""
+        seed = bootstrap.seed_of(self.seed, self.set.name, self.set.split_hash)
+        return bootstrap.plan(labels, groups, self.resamples, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """What a task gives.
+
+    Attributes:
+      estimates: (estimate, n) by metric name.
+      predictions: per-sample arrays by name.
+      context: of every row; `profile` and `feature_layer` belong to a row's identity.
+    """
+
+    estimates: Mapping[str, tuple[bootstrap.Estimate, int]]
+    predictions: Mapping[str, np.ndarray]
+    context: Mapping[str, Any]
+
+
+def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
+    """The evaluation sets that a pairs set holds, by name.
+
+    A source with classes and rows `<source>.test` is classified, with `<source>.train` for the probe if it is there.
+    A source without classes but with captioned rows `<source>.val` (else `<source>.test`) is retrieved.
+    """
+    names, found = set(pairs.row_names()), []
+    for source in sorted({name.rpartition(".")[0] for name in names} - {""}):
+        classes = tuple(pairs.classes.get(source, ()))
+        splits = [f"{source}.{split}" for split in (("test",) if classes else ("val", "test"))]
+        indices = [pairs.rows(split) for split in splits if split in names]
+        index = next((index for index in indices if len(index.rows)), None)
+        if index is None:
+            continue
+        modality = _modality(pairs, index.rows)
+        if classes:
+            train = pairs.rows(f"{source}.train") if f"{source}.train" in names else None
+            known = prompts.default(classes, modality, profile)
+            probe = {} if train is None else {"train_rows": train.rows, "train_hash": train.hash}
+            found.append(EvalSet(source, index.rows, index.hash, modality, class_names=classes, prompts=known, **probe))
+        elif np.asarray(pairs.table["captions"])[index.rows].any():
+            found.append(EvalSet(source, index.rows, index.hash, modality, captions=True))
+    return found
+
+
+def run(
+    encoder: Encoder,
+    pairs,
+    sets: Sequence[EvalSet],
+    out,
+    *,
+    tasks: Sequence[str] = tuple(TASKS),
+    seed: int = 0,
+    bootstrap: int = 1000,
+    probe_layer: str = "embedding",
+    micro_batch: int = 64,
+) -> list[dict]:
+    """Evaluates one encoder on every set and task that go together.
+
+    Args:
+      encoder: see `Encoder`.
+      pairs: the pairs set that the sets' rows refer to.
+      sets: what to evaluate on, with different names.
+      out: folder that receives `predictions/<model>/<set>.<task>.npz`.
+      tasks: names from `TASKS`, or dotted paths of modules of the same form.
+      seed: of the bootstrap and of the probe's held-out part.
+      bootstrap: number of resamples of the intervals.
+      probe_layer: `embedding` (projected) or `pooled` (before the projection).
+      micro_batch: images or texts a call of the encoder.
+
+    Returns:
+      Result rows of `results.FIELDS`, ready for `results.update`.
+
+    Raises:
+      InputError: an unknown task, sets of one name, labels or features that cannot be evaluated.
+    """
+    modules = {task: registry.resolve(task, TASKS, "task") for task in tasks}
+    if len({s.name for s in sets}) < len(sets):
+        raise InputError("two evaluation sets have the same name; rename one")
+    features = Features(encoder, pairs, micro_batch)
+    features.add_rows([s.rows for s in sets if any(m.applies(s) for m in modules.values())])
+    rows = []
+    for one in sets:
+        data = TaskData(one, features, float(encoder.logit_scale), seed, bootstrap, probe_layer)
+        for task, module in modules.items():
+            if module.applies(one):
+                result = module.evaluate(data)
+                path = results.predictions_path(out, encoder.name, one.name, task)
+                results.save_predictions(path, {"ids": data.ids(one.rows), **result.predictions})
+                rows += _rows(encoder, one, task, result, seed)
+    return results.check(rows)
+
+
+def _rows(encoder: Encoder, one: EvalSet, task: str, result: TaskResult, seed: int) -> list[dict]:
+    context = {"split_hash": one.split_hash, "modality": one.modality, **result.context}
+    rows = []
+    for metric, (estimate, n) in result.estimates.items():
+        low, high = estimate.interval()
+        values = {"value": estimate.value, "low": low, "high": high, "n": int(n), "seed": seed}
+        about = {"model": encoder.name, "checkpoint": str(encoder.checkpoint), "dataset": one.name, "task": task}
+        rows.append({**about, "metric": metric, **values, "context": context})
+    return rows
+
+
+def _modality(pairs, rows: np.ndarray) -> str:
+    index = np.asarray(pairs.table["modality"])[rows]
+    return str(pairs.modalities[int(np.bincount(index).argmax())])

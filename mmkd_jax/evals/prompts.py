@@ -1,0 +1,81 @@
+"""What a zero-shot classifier is told about its classes: sentences, from templates by modality or written in full.
+
+Templates are data (`prompts.json`), worded as captions of the modality are; every number carries the hash of the
+sentences that it came from.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from mmkd_jax import io
+from mmkd_jax.errors import InputError, near
+
+PROFILES = ("ensemble", "names")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The sentences of each class, in the order of the class names; `profile` says how they were made."""
+
+    sentences: tuple[tuple[str, ...], ...]
+    profile: str
+
+    def __post_init__(self):
+        if len(self.sentences) < 2:
+            raise InputError(f"zero-shot classification needs at least two classes, got {len(self.sentences)}")
+        for number, of_class in enumerate(self.sentences):
+            if not of_class or not all(isinstance(text, str) and text.strip() for text in of_class):
+                raise InputError(f"class number {number} needs at least one prompt, and none may be empty")
+
+    @property
+    def hash(self) -> str:
+        """Identity of the sentences, their classes and order."""
+        return io.hash_of(self.sentences)
+
+
+@functools.cache
+def _data() -> dict:
+    return json.loads((pathlib.Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
+
+
+def templates(modality: str | None = None) -> tuple[str, ...]:
+    """The templates of `modality`, or the generic ones when it is unknown or None."""
+    data = _data()
+    return tuple(data["modality"].get(modality, data["generic"]))
+
+
+def from_templates(class_names: Sequence[str], wordings: Sequence[str], profile: str = "ensemble") -> Prompts:
+    """Every class name put into every template.
+
+    Raises:
+      InputError: a template without exactly one `{}`.
+    """
+    for wording in wordings:
+        if wording.count("{}") != 1:
+            raise InputError(f"the prompt template {wording!r} must contain {{}} once, where the class name goes")
+    return Prompts(tuple(tuple(w.replace("{}", name) for w in wordings) for name in class_names), profile)
+
+
+def from_sentences(class_names: Sequence[str], sentences: Mapping[str, Sequence[str]]) -> Prompts:
+    """Full sentences by class name, as hand-written or generated descriptions come.
+
+    Raises:
+      InputError: a class without sentences, or sentences of an unknown class.
+    """
+    for name in sentences:
+        if name not in class_names:
+            raise InputError(f"prompts are given for {name!r}, which is not a class; {near(name, class_names)}")
+    for name in class_names:
+        if name not in sentences:
+            raise InputError(f"no prompts are given for the class {name!r}; add sentences for it")
+    return Prompts(tuple(tuple(sentences[name]) for name in class_names), "sentences")
+
+
+def default(class_names: Sequence[str], modality: str | None = None, profile: str = "ensemble") -> Prompts:
+    """The class names in the modality's templates (`ensemble`), or by themselves (`names`)."""
+    if profile not in PROFILES:
+        raise InputError(f"prompt profile {profile!r} is unknown; {near(profile, PROFILES)}")
+    return from_templates(class_names, templates(modality) if profile == "ensemble" else ("{}",), profile)
