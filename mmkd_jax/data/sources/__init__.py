@@ -10,7 +10,12 @@ of a patient (age, sex, history) goes no further than the source unless the user
 """
 
 import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from mmkd_jax import registry
+from mmkd_jax.errors import InputError, near
 
 TABLE = {name: f"mmkd_jax.data.sources.{name}" for name in ("webdataset", "jsonl", "sample")}
 
@@ -51,3 +56,82 @@ class Skipped:
 
     key: str
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A source with its inputs and options, ready to be read. Make it with `open_source`."""
+
+    name: str
+    module: Any
+    inputs: tuple[str, ...]
+    options: dict[str, Any]
+
+    def records(self) -> Iterator[SourceRecord | Skipped]:
+        """The records, from the start."""
+        return self.module.records(self.inputs, **self.options)
+
+    def classes(self) -> dict[str, list[str]]:
+        """Class names by set, {} if the source has none."""
+        make = getattr(self.module, "classes", None)
+        return make(self.inputs, **self.options) if make else {}
+
+
+def open_source(name: str, inputs: Sequence[str] = (), **options: Any) -> Source:
+    """The source of that name or dotted path.
+
+    Raises:
+      InputError: there is none, or it does not take one of the options.
+    """
+    module = registry.resolve(name, TABLE, "source")
+    if not callable(getattr(module, "records", None)):
+        raise InputError(f"source {name!r} has no function records(inputs, **options)")
+    known = list(inspect.signature(module.records).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise InputError(f"source {name!r} has no option {option!r}; {near(option, known)}")
+    return Source(name, module, tuple(str(i) for i in inputs), options)
+
+
+def from_fields(
+    fields: Mapping[str, Any],
+    *,
+    key: str,
+    image: bytes,
+    source: str,
+    caption_fields: Sequence[str] = ("caption", "captions"),
+    extra: Sequence[str] = ("caption_source",),
+) -> SourceRecord | Skipped:
+    """A record from JSON-like metadata with the usual names.
+
+    Read are `caption`/`captions` (text or list), `set`, `split`, `modality`, `label`, `label_id`, `group`, `license`,
+    and what to cite: the first of `article`, `doi`, `url`, `source`. Everything else stays behind unless `extra`
+    names it.
+
+    Args:
+      fields: the metadata.
+      key: the record's key.
+      image: encoded picture.
+      source: name of the set where the metadata has no `set`.
+      caption_fields: fields that hold texts, in order.
+      extra: fields to keep as they are.
+    """
+    captions: list[str] = []
+    for name in caption_fields:
+        value = fields.get(name) or []
+        captions += [value] if isinstance(value, str) else value
+    try:
+        label_id = int(fields.get("label_id", -1))
+        captions = [text.strip() for text in captions if text.strip()]
+    except (TypeError, ValueError, AttributeError):
+        return Skipped(key, "its label_id is not a number or its captions are not text")
+    return SourceRecord(
+        key=key,
+        image=image,
+        captions=tuple(captions),
+        source=str(fields.get("set") or source),
+        label_id=label_id,
+        article=str(next((fields[n] for n in ("article", "doi", "url", "source") if fields.get(n)), "")),
+        extra={name: fields[name] for name in extra if name in fields},
+        **{n: str(fields[n]) for n in ("split", "modality", "label", "group", "license") if fields.get(n) is not None},
+    )
