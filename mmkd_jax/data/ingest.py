@@ -72,9 +72,7 @@ def ingest(
             skipped += [{"source": source.name, "key": b.key, "reason": b.reason} for b in bad]
         made = {
             "by": "mmkd ingest",
-            "sources": [
-                {"source": s.name, "inputs": [os.path.basename(i.rstrip("/")) for i in s.inputs]} for s in sources
-            ],
+            "sources": [{"source": s.name, "inputs": _names(s)} for s in sources],
             "max_side": max_side,
             "captions": "as the source has them" if captions is None else getattr(captions, "__name__", "given"),
             "excluded": excluded,
@@ -122,9 +120,14 @@ def _pair(record, captions, max_side, writer: PairsWriter) -> Pair | Skipped:
     )
 
 
+def _names(source: Source) -> list[str]:
+    """Last parts of the inputs' paths: what is told of them does not depend on where they lie."""
+    return [os.path.basename(path.rstrip("/")) for path in source.inputs]
+
+
 def _judge(source: Source, bad: list[Skipped], good: int, max_bad: float) -> None:
     """Names the unusable records; refuses a source with too many."""
-    where = f"{source.name} {' '.join(os.path.basename(i.rstrip('/')) for i in source.inputs)}".strip()
+    where = " ".join([source.name, *_names(source)])
     for item in bad[:20]:
         print(f"skipped {item.key}: {item.reason}", file=sys.stderr)
     if bad:

@@ -48,6 +48,15 @@ class RowIndex:
         """Identity of the rows and of the set that they belong to, not of name or origin."""
         return io.sha256(self.set_hash.encode() + b"\0" + self.rows.astype("<i8").tobytes())
 
+    def check(self, count: int) -> None:
+        """Refuses rows that a set of `count` rows does not have.
+
+        Raises:
+          InputError: there are some.
+        """
+        if len(self) and self.rows.max() >= count:
+            raise InputError(f"row index {self.name!r} reaches row {self.rows.max()}, the set has {count} rows")
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file, atomically, the same bytes every time."""
         meta = {"set_hash": self.set_hash, "name": self.name, "made": self.made, "hash": self.hash}
