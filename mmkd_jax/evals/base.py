@@ -14,6 +14,7 @@ from mmkd_jax import registry
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import bootstrap, prompts, results
 from mmkd_jax.evals.features import Features
+from mmkd_jax.evals.prompts import Prompts
 from mmkd_jax.specs import ModelSpec
 
 # A task is a module with `applies(EvalSet) -> bool` and `evaluate(TaskData) -> TaskResult`.
@@ -69,7 +70,7 @@ class EvalSet:
     train_rows: np.ndarray | None = None
     train_hash: str = ""
     class_names: tuple[str, ...] = ()
-    prompts: prompts.Prompts | None = None
+    prompts: Prompts | None = None
     captions: bool = False
 
 
@@ -102,7 +103,7 @@ class TaskData:
 
     def plan(self, labels: np.ndarray, groups: np.ndarray) -> bootstrap.Plan:
         """How this set is resampled: the same way for every encoder, so that differences can be paired."""
-        seed = bootstrap.seed_of(self.seed, self.set.name, self.set.split_hash)
+        seed = bootstrap.seed_of(self.seed, self.set.name, *self.ids(self.set.rows).tolist())
         return bootstrap.plan(labels, groups, self.resamples, seed)
 
 

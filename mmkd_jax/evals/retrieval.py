@@ -3,8 +3,8 @@
 Two readings. Merged: the captions are pooled without repetitions, and whatever shares the query's caption or group
 (one case's images and captions) is right. Strict: one caption an image, and only the query's own partner is right;
 identical captions then stand in each other's way. The rank is that of the best right item; equal similarities rank by
-index, so that a model that tells nothing apart scores like chance. Similarities are float32 cosines; equal captions
-have one column, hence exactly equal similarities.
+index, so that a model that tells nothing apart scores like chance. Cosines are summed in float64 and rounded to
+float32, so that equal items tie exactly, wherever they stand in the product, and ranks do not depend on the chunk.
 """
 
 import numpy as np
@@ -37,12 +37,12 @@ def search(queries, pool, right, *, expand=None, chunk: int = 512) -> tuple[np.n
     Returns:
       rank of the best right item, int64 `[q]` from 1; the best items, int64 `[q, min(SHOWN, items)]`; their cosines.
     """
-    queries, pool = unit(queries), unit(pool)
+    queries, pool = unit(queries).astype(np.float64), unit(pool).astype(np.float64)
     expand = np.arange(len(pool)) if expand is None else np.asarray(expand)
     ranks, best, cosines = [], [], []
     for start in range(0, len(queries), chunk):
         rows = np.arange(start, min(start + chunk, len(queries)))
-        similar = (queries[rows] @ pool.T)[:, expand]
+        similar = (queries[rows] @ pool.T).astype(np.float32)[:, expand]
         wanted = right(rows)
         if not wanted.any(axis=1).all():
             raise InputError("a retrieval query has no right answer in the pool")
@@ -102,7 +102,7 @@ def _said(groups: np.ndarray, caption_of: np.ndarray) -> csc_array:
 def _estimates(name: str, ranks: np.ndarray, pool: int, units: np.ndarray, data: TaskData) -> dict:
     direction, _, strict = name.partition("_")
     tail = f"_of_{pool}" + (f"_{strict}" if strict else "")
-    seed = bootstrap.seed_of(data.seed, data.set.name, data.set.split_hash, name)
+    seed = bootstrap.seed_of(data.seed, data.set.name, name)
     weights = bootstrap.draw(len(ranks), data.resamples, seed, units=units)
     found = {}
     for cut in CUTS:

@@ -1,0 +1,35 @@
+"""A teacher as an encoder: whatever `teachers.load` gives, called like a student."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmkd_jax.errors import InputError
+
+LOGIT_SCALE = 100.0  # the cap that trained CLIP models reach (arXiv 2103.00020, section 2.5); argmax does not depend
+
+
+class TeacherEncoder:
+    """Makes a `base.Encoder` of a teacher.
+
+    Args:
+      name: of the teacher; results call it `teacher:NAME`.
+      weights: where they come from, for the results.
+      teacher: an object with `spec`, `preprocess(PIL) -> [H, W, 3]`, `tokenize(texts) -> TextBatch`, `encode_image`,
+        `encode_text`, and `logit_scale` (exponentiated) if its weights tell one.
+    """
+
+    def __init__(self, name: str, weights: str, teacher):
+        self.name, self.checkpoint, self.spec = f"teacher:{name}", str(weights), teacher.spec
+        self.logit_scale = float(getattr(teacher, "logit_scale", LOGIT_SCALE))
+        self._teacher = teacher
+
+    def encode_image(self, images: Sequence, projected: bool = True) -> np.ndarray:
+        """Float32 `[n, width]` of PIL images."""
+        if not projected:
+            raise InputError(f"{self.name} gives projected features only; leave the probe layer at embedding")
+        return np.asarray(self._teacher.encode_image(np.stack([self._teacher.preprocess(image) for image in images])))
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 `[m, width]`."""
+        return np.asarray(self._teacher.encode_text(self._teacher.tokenize(list(texts))))

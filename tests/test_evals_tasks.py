@@ -1,0 +1,480 @@
+"""Tasks and runs on a set in memory, with an encoder whose features are known."""
+
+import io
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmkd_jax.commands import eval as command
+from mmkd_jax.data.rows import RowIndex
+from mmkd_jax.errors import InputError
+from mmkd_jax.evals import base, bootstrap, linear_probe, metrics, prompts, results, retrieval, summary, zeroshot
+from mmkd_jax.evals.features import Features, unit
+from mmkd_jax.evals.teachers import TeacherEncoder
+
+CLASSES = ["red nodule", "green nodule", "blue nodule"]
+
+
+class FakePairs:
+    """A pairs set of one-colour pictures: source "colours" with classes, source "cases" with captions."""
+
+    modalities = ("ct", "dermoscopy")
+    classes = {"colours": CLASSES}  # noqa: RUF012
+
+    def __init__(self, seed=0, train=60, test=45, captioned=12):
+        rng = np.random.default_rng(seed)
+        n = train + test + captioned
+        labels = np.concatenate([np.arange(train + test) % 3, np.full(captioned, -1)])
+        colours = rng.integers(0, 120, (n, 3)) + 100 * np.eye(4, 3)[labels].astype(int)
+        self.images = [_png(colour) for colour in colours]
+        groups = np.concatenate([np.full(train + test, -1), np.arange(captioned) // 2])
+        captions = [f"case {i // 3}" for i in range(captioned)]
+        self.texts = [[]] * (train + test) + [[c] for c in captions]
+        self.table = {
+            "id": np.array([f"{i:032x}" for i in range(n)]),
+            "label_id": labels,
+            "modality": np.repeat([1, 0], [train + test, captioned]),
+            "group": groups,
+            "captions": np.array([len(t) for t in self.texts]),
+        }
+        self.reads = 0
+        ends = np.split(np.arange(n), [train, train + test])
+        self.indices = dict(zip(["colours.train", "colours.test", "cases.val"], ends))
+
+    def row_names(self):
+        return sorted(self.indices)
+
+    def rows(self, name):
+        return RowIndex(self.indices[name], "fake", name)
+
+    def read(self, row):
+        self.reads += 1
+        return types.SimpleNamespace(image=self.images[row], captions=self.texts[row])
+
+
+class ColourEncoder:
+    """Mean colour for pictures; for texts the colour that they name, or a hash of them."""
+
+    name, checkpoint, spec, logit_scale = "colour:net", "nowhere", None, 10.0
+
+    def __init__(self):
+        self.calls = []
+
+    def encode_image(self, images, projected=True):
+        self.calls.append(len(images))
+        colour = np.stack([np.asarray(image.convert("RGB"), np.float32).mean((0, 1)) for image in images]) / 255
+        return colour - 0.4 if projected else np.hstack([colour, colour**2])
+
+    def encode_text(self, texts):
+        self.calls.append(len(texts))
+        return np.stack([self._text(text) for text in texts])
+
+    def _text(self, text):
+        for i, name in enumerate(("red", "green", "blue")):
+            if name in text:
+                return np.eye(3, dtype=np.float32)[i]
+        return np.random.default_rng(ord(text[-1])).standard_normal(3).astype(np.float32)
+
+
+class Collapsed(ColourEncoder):
+    name = "collapsed"
+
+    def encode_image(self, images, projected=True):
+        return np.ones((len(images), 3), np.float32)
+
+    def encode_text(self, texts):
+        return np.ones((len(texts), 3), np.float32)
+
+
+def _png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), tuple(int(c) for c in colour)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def one_row(rows, **wanted):
+    found = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    assert len(found) == 1, (wanted, len(found))
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return FakePairs()
+
+
+# ---------------------------------------------------------------- zero-shot
+
+
+def test_class_embeddings_by_hand_and_against_the_flat_mean():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((7, 5)) * rng.uniform(1, 50, (7, 1))
+    found = zeroshot.class_embeddings(features, [3, 1, 3])
+    for c, part in enumerate((features[:3], features[3:4], features[4:])):
+        mean = sum(row / np.sqrt((row**2).sum()) for row in part) / len(part)
+        np.testing.assert_allclose(found[c], mean / np.sqrt((mean**2).sum()), rtol=1e-5)
+    assert found.dtype == np.float32
+    unnormalised = unit(np.stack([features[:3].mean(0), features[3], features[4:].mean(0)]))
+    assert np.abs(found - unnormalised).max() > 0.01  # leaving out the first normalisation is noticed
+    with pytest.raises(InputError, match="do not divide"):
+        zeroshot.class_embeddings(features, [3, 3])
+
+
+def test_probabilities_are_the_softmax_of_scaled_cosines():
+    rng = np.random.default_rng(1)
+    images, classes = rng.standard_normal((4, 6)) * 9, rng.standard_normal((3, 6))
+    found = zeroshot.probabilities(images, classes, 20.0)
+    for i in range(4):
+        cosines = [images[i] @ c / np.linalg.norm(images[i]) / np.linalg.norm(c) for c in classes]
+        odds = np.exp(20 * np.array(cosines))
+        np.testing.assert_allclose(found[i], odds / odds.sum(), rtol=1e-4)
+    assert found.dtype == np.float32
+
+
+def test_prompts():
+    made = prompts.default(CLASSES, "dermoscopy")
+    assert "Dermoscopy image of a skin lesion: red nodule." in made.sentences[0]
+    assert prompts.default(CLASSES, "unheard of").sentences[1][0] == "green nodule"
+    assert prompts.default(CLASSES, profile="names").sentences == tuple((name,) for name in CLASSES)
+    assert made.hash != prompts.default(CLASSES[::-1], "dermoscopy").hash != prompts.default(CLASSES, "ct").hash
+    assert made.hash == prompts.default(list(CLASSES), "dermoscopy").hash
+    for modality in prompts._data()["modality"]:
+        prompts.default(CLASSES, modality)
+    uneven = prompts.from_sentences(CLASSES, {CLASSES[0]: ["one", "two"], CLASSES[1]: ["three"], CLASSES[2]: ["four"]})
+    assert [len(s) for s in uneven.sentences] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: prompts.from_templates(CLASSES, ["no place"]), "must contain"),
+        (lambda: prompts.from_templates(CLASSES, ["{} and {}"]), "must contain"),
+        (lambda: prompts.from_templates(CLASSES[:1], ["{}"]), "at least two classes"),
+        (lambda: prompts.from_templates(CLASSES, []), "at least one prompt"),
+        (lambda: prompts.from_sentences(CLASSES, {"red nodul": ["x"]}), "did you mean 'red nodule'"),
+        (lambda: prompts.from_sentences(CLASSES, {"red nodule": ["x"]}), "no prompts are given"),
+        (lambda: prompts.default(CLASSES, profile="name"), "did you mean 'names'"),
+    ],
+)
+def test_prompts_refuse_wrong_input(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+# ---------------------------------------------------------------- retrieval
+
+
+def ranks_by_hand(queries, pool, right):
+    ranks = []
+    for i, query in enumerate(queries):
+        similar = [np.float32(q.astype(float) @ query.astype(float)) for q in pool]
+        order = sorted(range(len(pool)), key=lambda j: (-similar[j], j))
+        ranks.append(1 + min(position for position, j in enumerate(order) if right[i, j]))
+    return ranks
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_search_by_hand_with_ties(chunk):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((15, 33))
+    pool = rng.standard_normal((5, 33))[rng.integers(5, size=20)]  # few directions: many exact ties
+    right = rng.random((15, 20)) < 0.15
+    right[:, 7] = True
+    ranks, best, cosines = retrieval.search(queries, pool, lambda q: right[q], chunk=chunk)
+    assert ranks.tolist() == ranks_by_hand(unit(queries), unit(pool), right)
+    assert best.shape == (15, 10)
+    assert (np.diff(cosines, axis=1) <= 0).all()
+    with pytest.raises(InputError, match="no right answer"):
+        retrieval.search(queries, pool, lambda q: right[q] & False)
+
+
+def test_retrieval_merges_captions_and_groups(pairs, tmp_path):
+    """12 images; captions in threes (4 distinct), groups in pairs: image 2 and 3 are one case with two captions."""
+    sets = [s for s in base.sets_of(pairs) if s.name == "cases"]
+    rows = base.run(ColourEncoder(), pairs, sets, tmp_path)
+    metrics_found = {row["metric"] for row in rows}
+    assert {"i2t_R@1_of_4", "t2i_R@10_of_12", "i2t_median_rank_of_12_strict", "t2i_R@5_of_12_strict"} <= metrics_found
+    assert one_row(rows, metric="i2t_R@5_of_4")["value"] == 1
+    stored = results.load_predictions(tmp_path, "colour:net", "cases", "retrieval")
+    assert stored["texts"].tolist() == ["case 0", "case 1", "case 2", "case 3"]
+    features, texts = Features(ColourEncoder(), pairs), stored["texts"].tolist()
+    images, words = unit(features.images(sets[0].rows)), unit(features.texts(texts))
+    right = np.zeros((12, 4), bool)
+    for i in range(12):
+        for k in range(12):
+            right[i, k // 3] |= i // 2 == k // 2
+    assert right[2].tolist() == [True, True, False, False]
+    assert stored["i2t_rank"].tolist() == ranks_by_hand(images, words, right)
+    assert stored["t2i_rank"].tolist() == ranks_by_hand(words, images, right.T)
+    own = np.eye(12, dtype=bool)
+    assert stored["i2t_strict_rank"].tolist() == ranks_by_hand(images, np.repeat(words, 3, 0), own)
+    assert stored["t2i_strict_rank"].tolist() == ranks_by_hand(np.repeat(words, 3, 0), images, own)
+
+
+def test_collapsed_features_score_like_chance(pairs, tmp_path):
+    rows = base.run(Collapsed(), pairs, base.sets_of(pairs), tmp_path, bootstrap=20)
+    assert one_row(rows, metric="i2t_R@1_of_12_strict")["value"] == pytest.approx(1 / 12)
+    assert one_row(rows, metric="t2i_median_rank_of_12_strict")["value"] == pytest.approx(6.5)
+    for task in ("zeroshot", "linear_probe"):
+        assert one_row(rows, metric="balanced_accuracy", task=task)["value"] == pytest.approx(1 / 3)
+        assert one_row(rows, metric="macro_auc", task=task)["value"] == 0.5
+
+
+# ---------------------------------------------------------------- linear probe
+
+
+def blobs(n=90, width=6, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    features = rng.standard_normal((n, width)) * 10 ** rng.uniform(-3, 3, width) + 5
+    return features + 2 * features.std(0) * np.eye(3, width)[labels], labels
+
+
+def test_probe_equals_newtons_solution_of_its_objective():
+    """Against a direct minimisation of 0.5 |W|^2 + C * sum of losses by SciPy on the standardised rows."""
+    from scipy.optimize import minimize
+    from scipy.special import logsumexp, softmax
+
+    x, y = blobs()
+    z = (x - x.mean(0)) / x.std(0)
+
+    def objective(flat, strength=0.01):
+        weights, bias = flat[:18].reshape(6, 3), flat[18:]
+        logits = z @ weights + bias
+        wrong = softmax(logits, 1) - np.eye(3)[y]
+        value = 0.5 * (weights**2).sum() + strength * (logsumexp(logits, axis=1) - logits[np.arange(90), y]).sum()
+        return value, np.concatenate([(weights + strength * z.T @ wrong).ravel(), strength * wrong.sum(0)])
+
+    flat = minimize(objective, np.zeros(21), jac=True, options={"gtol": 1e-9}).x
+    reference = softmax(z @ flat[:18].reshape(6, 3) + flat[18:], 1)
+    np.testing.assert_allclose(linear_probe._scores(x, y, x, 3, 0.01), reference, atol=2e-3)
+
+
+def test_probe_learns_and_shuffled_labels_do_not():
+    features, labels = blobs(240)
+    x, y, new, answers = features[:150], labels[:150], features[150:], labels[150:]
+    probe = linear_probe.fit(x, y, np.arange(150), new, 3)
+    assert metrics.accuracy(answers, probe.scores.argmax(1)) > 0.8
+    shuffled = linear_probe.fit(x, np.random.default_rng(0).permutation(y), np.arange(150), new, 3)
+    assert metrics.accuracy(answers, shuffled.scores.argmax(1)) < 0.6
+
+
+def test_probe_never_sees_the_test_rows_and_holds_out_whole_groups():
+    x, y = blobs(60)
+    groups = np.arange(60) // 4
+    fitted, held = linear_probe.hold_out(y, groups, 0)
+    assert not set(groups[fitted]) & set(groups[held])
+    assert sorted([*fitted, *held]) == list(range(60))
+    a = linear_probe.fit(x, y, groups, x[:5], 3)
+    b = linear_probe.fit(x, y, groups, np.vstack([x[:5], 1e6 * np.ones((9, 6))]), 3)
+    np.testing.assert_array_equal(a.scores, b.scores[:5])  # other test rows change nothing
+    assert (a.strength, a.search) == (b.strength, b.search)
+    best = max(a.search.values())
+    assert a.strength == min(c for c, value in a.search.items() if value == best)  # the most regularised among equals
+
+
+def test_probe_of_rare_and_absent_classes():
+    x, y = blobs(60)
+    y = np.where(np.arange(60) == 2, 2, y % 2)  # class 2 has one row
+    probe = linear_probe.fit(x, y, np.arange(60), x, 4)
+    assert probe.scores.shape == (60, 4)
+    assert (probe.scores[:, 3] == 0).all()  # no training rows: never predicted
+    for labels, groups, message in (
+        (np.zeros(60, int), np.arange(60), "at least two classes"),
+        (y, np.zeros(60), "at least two groups"),
+        (np.arange(60) % 2, np.arange(60) % 2, "in several groups"),
+        (y + 3, np.arange(60), "there are 4 classes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            linear_probe.fit(x, labels, groups, x, 4)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_sets_of_a_pairs_set(pairs):
+    cases, colours = base.sets_of(pairs)
+    assert (cases.name, cases.captions, cases.class_names, cases.modality) == ("cases", True, (), "ct")
+    assert (colours.name, colours.class_names, colours.modality) == ("colours", tuple(CLASSES), "dermoscopy")
+    assert len(colours.rows), len(colours.train_rows) == (45, 60)
+    assert colours.split_hash == pairs.rows("colours.test").hash
+    assert [s.name for s in command.chosen([cases, colours], ["colours"])] == ["colours"]
+    with pytest.raises(InputError, match="did you mean 'colours'"):
+        command.chosen([cases, colours], ["colour"])
+    with pytest.raises(InputError, match="no test rows"):
+        command.chosen([], None)
+
+
+def test_run_computes_each_feature_once_in_fixed_batches(tmp_path):
+    pairs, encoder = FakePairs(), ColourEncoder()
+    rows = base.run(encoder, pairs, base.sets_of(pairs), tmp_path, bootstrap=50, micro_batch=16)
+    assert pairs.reads == len(pairs.images)
+    assert set(encoder.calls) == {16}
+    assert len(encoder.calls) == -(-57 // 16) + -(-60 // 16) + 1 + 1  # tested rows, probe's rows, prompts, captions
+    assert {row["task"] for row in rows} == set(base.TASKS)
+    again = base.run(ColourEncoder(), pairs, base.sets_of(pairs), tmp_path / "again", bootstrap=50, micro_batch=7)
+    assert rows == again
+    other = base.run(ColourEncoder(), pairs, base.sets_of(pairs), tmp_path / "other", bootstrap=50, seed=1)
+    assert [r["value"] for r in other if r["task"] != "linear_probe"] == [
+        r["value"] for r in rows if r["task"] != "linear_probe"
+    ]
+    assert [r["low"] for r in other] != [r["low"] for r in rows]
+
+
+def test_rows_say_where_they_come_from(pairs, tmp_path):
+    colours = base.sets_of(pairs)[1]
+    rows = base.run(ColourEncoder(), pairs, [colours], tmp_path, probe_layer="pooled", bootstrap=100)
+    row = one_row(rows, task="zeroshot", metric="balanced_accuracy")
+    assert (row["model"], row["checkpoint"], row["n"], row["seed"]) == ("colour:net", "nowhere", 45, 0)
+    assert row["low"] <= row["value"] <= row["high"]
+    context = row["context"]
+    assert context["prompt_hash"] == colours.prompts.hash
+    assert (context["split_hash"], context["profile"]) == (colours.split_hash, "ensemble")
+    assert (context["feature_layer"], context["classes"]) == ("embedding", 3)
+    assert context["bootstrap"] == {"method": "percentile", "resamples": 100, "unit": "row", "strata": "class"}
+    probed = one_row(rows, task="linear_probe", metric="accuracy")["context"]
+    assert (probed["feature_layer"], probed["train_hash"]) == ("pooled", colours.train_hash)
+
+    stored = results.load_predictions(tmp_path, "colour:net", "colours", "zeroshot")
+    assert stored["ids"].tolist() == pairs.table["id"][colours.rows].tolist()
+    assert metrics.classification(stored["labels"], stored["scores"]) == pytest.approx(
+        {r["metric"]: r["value"] for r in rows if r["task"] == "zeroshot"}
+    )
+    assert row["value"] > 0.5  # the colours tell, against 1/3 by chance
+
+
+def test_summary_equals_the_rows_and_pairs_models(pairs, tmp_path):
+    sets = base.sets_of(pairs)
+    rows = [r for e in (ColourEncoder(), Collapsed()) for r in base.run(e, pairs, sets, tmp_path, bootstrap=200)]
+    row = one_row(rows, task="zeroshot", metric="balanced_accuracy", model="colour:net")
+    options = {"resamples": 200}
+    mean = summary.row(tmp_path, "colour:net", ["colours"], **options)
+    assert [mean[k] for k in ("value", "low", "high", "n")] == [row[k] for k in ("value", "low", "high", "n")]
+    results.check([*rows, mean])
+    gain = summary.difference(tmp_path, "colour:net", "collapsed", ["colours"], **options)
+    assert gain.value == pytest.approx(row["value"] - 1 / 3)
+    assert gain.interval()[0] > 0
+    same = summary.difference(tmp_path, ["colour:net"], ["colour:net"], ["colours"], **options)
+    assert same.interval() == (0, 0)
+    assert summary.best(rows, ["collapsed", "colour:net"], "colours", "zeroshot", "balanced_accuracy") == row
+    assert summary.best(rows, ["nobody"], "colours", "zeroshot", "balanced_accuracy") is None
+    for call, message in (
+        (lambda: summary.mean(tmp_path, "nobody", ["colours"]), "does not exist"),
+        (lambda: summary.mean(tmp_path, "colour:net", ["colours"], metric="balanced_acc"), "balanced_accuracy"),
+        (lambda: summary.mean(tmp_path, "colour:net", ["cases"], task="retrieval"), "no classification"),
+        (lambda: summary.mean(tmp_path, "colour:net", []), "no set"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_run_refuses_what_it_cannot_evaluate(pairs, tmp_path):
+    sets = base.sets_of(pairs)
+    with pytest.raises(InputError, match="did you mean 'zeroshot'"):
+        base.run(ColourEncoder(), pairs, sets, tmp_path, tasks=["zero_shot"])
+    with pytest.raises(InputError, match="same name"):
+        base.run(ColourEncoder(), pairs, [sets[0], sets[0]], tmp_path)
+    with pytest.raises(InputError, match="not one of embedding, pooled"):
+        base.run(ColourEncoder(), pairs, sets, tmp_path, probe_layer="middle")
+
+    class Damaged(ColourEncoder):
+        def encode_image(self, images, projected=True):
+            return super().encode_image(images) * np.nan
+
+    with pytest.raises(InputError, match="not finite"):
+        base.run(Damaged(), pairs, sets, tmp_path / "damaged")
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_lab_s_own_task_is_found_by_its_path(pairs, tmp_path, monkeypatch):
+    module = types.ModuleType("a_lab_task")
+    module.applies = lambda one: one.captions
+    module.evaluate = lambda data: base.TaskResult(
+        {"rows": (bootstrap.Estimate(float(len(data.set.rows)), np.full(3, 12.0)), 12)}, {}, {}
+    )
+    package = types.ModuleType("a_lab")
+    package.__path__ = []
+    monkeypatch.setitem(__import__("sys").modules, "a_lab", package)
+    monkeypatch.setitem(__import__("sys").modules, "a_lab.task", module)
+    rows = base.run(ColourEncoder(), pairs, base.sets_of(pairs), tmp_path, tasks=["a_lab.task"])
+    assert [(row["task"], row["dataset"], row["value"]) for row in rows] == [("a_lab.task", "cases", 12)]
+
+
+def test_teacher_as_an_encoder():
+    teacher = types.SimpleNamespace(
+        spec="spec",
+        preprocess=lambda image: np.asarray(image, np.float32),
+        tokenize=lambda texts: np.array([[len(text)] for text in texts]),
+        encode_image=lambda images: images.mean((1, 2)),
+        encode_text=lambda ids: np.repeat(ids, 3, 1),
+    )
+    encoder = TeacherEncoder("clip", "weights/clip", teacher)
+    assert (encoder.name, encoder.checkpoint, encoder.spec) == ("teacher:clip", "weights/clip", "spec")
+    assert encoder.logit_scale == 100
+    assert encoder.encode_image([Image.new("RGB", (4, 4), (9, 6, 3))]).tolist() == [[9, 6, 3]]
+    assert encoder.encode_text(["four"]).tolist() == [[4, 4, 4]]
+    with pytest.raises(InputError, match="projected features only"):
+        encoder.encode_image([], projected=False)
+
+
+# ---------------------------------------------------------------- results.json
+
+
+def result_row(**changed):
+    about = {"model": "a", "checkpoint": "", "dataset": "busi", "task": "zeroshot", "metric": "accuracy"}
+    values = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "seed": 0, "context": {"profile": "names"}}
+    return {**about, **values, **changed}
+
+
+def test_results_are_merged_by_identity(tmp_path):
+    path = tmp_path / "results.json"
+    results.update(path, [result_row(), result_row(model="b")])
+    results.update(path, [result_row(value=0.7), result_row(context={"profile": "ensemble"})])
+    found = results.load(path)
+    assert [(r["model"], r["value"], r["context"]["profile"]) for r in found] == [
+        ("a", 0.7, "names"), ("b", 0.5, "names"), ("a", 0.5, "ensemble"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([result_row(value=float("nan"))], "not a float"),
+        ([result_row(n=1.5)], "n is 1.5, not a int"),
+        ([result_row(value=True)], "value is True"),
+        ([{"model": "a"}], "exactly the fields"),
+        ([result_row() | {"extra": 1}], "exactly the fields"),
+        ([result_row(), result_row()], "repeats"),
+    ],
+)
+def test_results_refuse_rows_off_the_schema(rows, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        results.save(tmp_path / "results.json", rows)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_results_refuse_another_schema(tmp_path):
+    path = tmp_path / "results.json"
+    for content in ('{"schema": 2, "rows": []}', "[]", '{"schema": 1}'):
+        path.write_text(content)
+        with pytest.raises(InputError, match="schema"):
+            results.load(path)
+
+
+def test_predictions_are_file_safe_and_checked(tmp_path):
+    names = ["teacher:clip", "teacher_clip", "a/b", "a b", "..", "ü"]
+    for name in names:
+        path = results.predictions_path(tmp_path, name, "busi", "zeroshot")
+        assert path.parent.parent == tmp_path / "predictions"
+        results.save_predictions(path, {"ids": np.array([name])})
+    assert len(list((tmp_path / "predictions").iterdir())) == len(names)
+    assert results.load_predictions(tmp_path, "a/b", "busi", "zeroshot")["ids"].tolist() == ["a/b"]
+    with pytest.raises(InputError, match="needs a name"):
+        results.file_name("")
+    with pytest.raises(InputError, match="Python objects"):
+        results.save_predictions(path, {"ids": np.array([None])})
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match="damaged"):
+        results.load_predictions(tmp_path, names[-1], "busi", "zeroshot")
