@@ -72,7 +72,7 @@ fi
 rm -f "$stamp"
 say "installing mmkd-jax (JAX for $MMKD_JAX${extras:+; extras: $extras}); the first time takes some minutes"
 chosen=$(printf '%s' "$build${build:+${extras:+ }}$extras" | tr ' ' ',')
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/launch/constraints.txt" \
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint "$root/launch/constraints.txt" \
   --editable "$root${chosen:+[$chosen]}" || fail "pip failed (see above); mend it and run this again, it goes on from there"
 printf '%s\n%s\n' "$key" "$extras" >"$stamp"
 say "ready: source $venv/bin/activate, then mmkd --help"

@@ -9,14 +9,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/launch/setup.sh" demo test
 cd "$root"
 python=$root/.venv/bin/python
-pip=("$python" -m pip install --quiet --disable-pip-version-check --constraint launch/constraints.txt)
+pip=("$python" -m pip install -qq --disable-pip-version-check --constraint launch/constraints.txt)
 say() { printf 'test: %s\n' "$*" >&2; }
 
 install_torch() {
   local index=(${MMKD_TORCH_INDEX:+--index-url "$MMKD_TORCH_INDEX"}) plan
   [ "${MMKD_TORCH:-}" != no ] || { say "without torch, as MMKD_TORCH=no says: the tests that need it skip"; return 0; }
   if [ "${MMKD_TORCH:-}" != any ]; then
-    plan=$("${pip[@]//--quiet/--dry-run}" ${index[@]+"${index[@]}"} torch 2>&1) || plan="nvidia"
+    plan=$("${pip[@]//-qq/--dry-run}" ${index[@]+"${index[@]}"} torch 2>&1) || plan="nvidia"
     if grep -q nvidia <<<"$plan"; then
       say "no CPU build of torch for $("$python" --version) is on offer: the tests that need it skip" \
         "(MMKD_TORCH_INDEX=URL names an index of CPU wheels, MMKD_TORCH=any takes a CUDA build)"
