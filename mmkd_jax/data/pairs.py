@@ -110,6 +110,10 @@ class PairsSet:
         """Ids of some rows."""
         return [i.decode() for i in self._raw_table["id"][rows].tolist()]
 
+    def id_bytes(self, start: int, stop: int) -> bytes:
+        """Ids of consecutive rows, one after the other."""
+        return self._raw_table["id"][start:stop].tobytes()
+
     def read(self, row: int) -> Pair:
         """One pair.
 

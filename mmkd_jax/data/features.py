@@ -1,0 +1,262 @@
+"""Feature sets: what one teacher says about every row of a set of pairs, stored once.
+
+<features>/features.tfrecord-00000-of-00004 (+ .idx)   a record is a block of rows, in the order of the pairs
+<features>/statistics.npz                              count, mean, covariance of image and text features
+<features>/manifest.json                               written last
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from mmkd_jax import io
+from mmkd_jax.data import tfrecord
+from mmkd_jax.data.feature_codec import DTYPES, SCHEMA, TOWERS, Block, Moments
+from mmkd_jax.data.feature_writer import FeatureWriter
+from mmkd_jax.data.pairs import PairsSet
+from mmkd_jax.data.rows import read_npz
+from mmkd_jax.data.views import ViewPolicy
+from mmkd_jax.errors import InputError
+
+__all__ = ["FeatureSet", "FeatureWriter"]
+
+
+class FeatureSet:
+    """Stored features of one teacher; safe to share between threads.
+
+    Attributes:
+      path: its folder.
+      manifest: its manifest.
+      policy: how the views were cut.
+    """
+
+    def __init__(self, path, manifest: dict[str, Any], pairs: PairsSet | None, cache_bytes: int):
+        self.path, self.manifest, self._pairs = path, manifest, pairs
+        self.policy = ViewPolicy.from_dict(manifest["policy"])
+        self._dtype = DTYPES[manifest["dtype"]]
+        self._edges = np.asarray(manifest["edges"], np.int64)
+        self._readers: dict[int, tfrecord.RecordReader] = {}
+        self._cache: OrderedDict[int, tuple[Block, np.ndarray, np.ndarray]] = OrderedDict()
+        self._room, self._lock = cache_bytes, threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        pairs: PairsSet | None,
+        *,
+        policy: ViewPolicy | None = None,
+        cache_bytes: int = 256 << 20,
+    ) -> "FeatureSet":
+        """Opens the features of `pairs`. What lies in the records is checked when they are read.
+
+        Args:
+          path: the folder.
+          pairs: the set to join; None only to look at the features by themselves.
+          policy: the view policy that they must have.
+          cache_bytes: decoded features to keep in memory.
+
+        Raises:
+          InputError: they are of another set or policy, not finished, or not whole.
+        """
+        path = io.as_path(path)
+        if not (path / "manifest.json").exists():
+            raise InputError(f"{path} holds no finished features (no manifest.json); run `mmkd emit` (again)")
+        manifest = io.read_json(path / "manifest.json")
+        if not isinstance(manifest, dict) or manifest.get("kind") != "features":
+            raise InputError(f"{path}/manifest.json is not the manifest of a feature set")
+        if manifest["schema"] != SCHEMA:
+            raise InputError(f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; emit again")
+        if io.hash_of({k: v for k, v in manifest.items() if k != "hash"}) != manifest["hash"]:
+            raise InputError(f"{path}/manifest.json was changed: it does not have its own hash; copy it or emit again")
+        _check_files(path, manifest)
+        if pairs is not None:
+            _check_join(path, manifest, pairs)
+        if policy is not None and policy.hash != manifest["policy_hash"]:
+            raise InputError(
+                f"{path} has the view policy {manifest['policy']}, {policy.to_dict()} is asked for; use its policy or "
+                "emit again"
+            )
+        return cls(path, manifest, pairs, cache_bytes)
+
+    @property
+    def hash(self) -> str:
+        """Identity of the features and of all that they were made from."""
+        return self.manifest["hash"]
+
+    @property
+    def teacher(self) -> str:
+        """The name that the features go under."""
+        return self.manifest["teacher"]
+
+    @property
+    def width(self) -> int:
+        """Length of a feature vector."""
+        return self.manifest["width"]
+
+    @property
+    def views(self) -> int:
+        """Views of each picture."""
+        return self.manifest["views"]
+
+    @property
+    def space(self) -> str:
+        """`native` or `projected`."""
+        return self.manifest["space"]
+
+    @property
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """For `image` and `text`: `count` int, `mean` float64 `[width]`, `covariance` float64 `[width, width]`.
+
+        Of the features as stored, over all views or captions of present rows; the covariance divides by the count.
+        """
+        arrays = read_npz(self.path / "statistics.npz", "statistics of the features")
+        return {
+            tower: {
+                "count": int(arrays[f"{tower}_count"]),
+                "mean": arrays[f"{tower}_mean"],
+                "covariance": arrays[f"{tower}_covariance"],
+            }
+            for tower in TOWERS
+        }
+
+    def read(self, rows: np.ndarray, views: np.ndarray, captions: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of some rows.
+
+        Args:
+          rows: int `[n]`.
+          views: int `[n]`, which view of each.
+          captions: int `[n]`, which caption of each.
+
+        Returns:
+          `image` and `text` float32 `[n, width]`, zeros where absent; `present` bool `[n]`.
+
+        Raises:
+          InputError: a row, view or caption does not exist, or a record is damaged or not usable.
+        """
+        rows, views, captions = (np.asarray(a, np.int64) for a in (rows, views, captions))
+        count = self.manifest["pairs"]["rows"]
+        if rows.size and not (rows.min() >= 0 and rows.max() < count):
+            raise InputError(f"{self.path} has {count} rows; rows {rows.min()} to {rows.max()} were asked for")
+        if views.size and not (views.min() >= 0 and views.max() < self.views):
+            raise InputError(f"{self.path} has {self.views} views; view {views.max()} was asked for")
+        result = {tower: np.zeros((len(rows), self.width), np.float32) for tower in TOWERS}
+        present = np.zeros(len(rows), bool)
+        numbers = rows // self.manifest["block"]
+        for number in np.unique(numbers):
+            block, image_places, text_places = self._block(int(number))
+            at = np.flatnonzero(numbers == number)
+            inside = rows[at] - block.first
+            present[at] = block.present[inside]
+            at, inside = at[block.present[inside]], inside[block.present[inside]]
+            if np.any((captions[at] < 0) | (captions[at] >= block.counts[inside])):
+                raise InputError(f"{self.path}: a caption was asked for that a row from {block.first} on does not have")
+            result["image"][at] = block.image[image_places[inside], views[at]].astype(np.float32)
+            result["text"][at] = block.text[text_places[inside] + captions[at]].astype(np.float32)
+        return {**result, "present": present}
+
+    def verify(self) -> None:
+        """Reads everything: SHA-256, checksums, ids, sizes, values, and the statistics made again.
+
+        Raises:
+          InputError: something differs; the message says what.
+        """
+        for shard in self.manifest["shards"]:
+            if io.sha256_file(self.path / shard["file"]) != shard["sha256"]:
+                raise InputError(
+                    f"{self.path / shard['file']} does not have the manifest's SHA-256; copy or emit again"
+                )
+        if io.sha256_file(self.path / "statistics.npz") != self.manifest["statistics_sha256"]:
+            raise InputError(f"{self.path}/statistics.npz does not have the manifest's SHA-256; copy or emit again")
+        merged = {tower: Moments.of(np.zeros((0, self.width))) for tower in TOWERS}
+        present = 0
+        for number in range(-(-self.manifest["pairs"]["rows"] // self.manifest["block"])):
+            block = self._read_block(number)
+            present += int(block.present.sum())
+            for tower in TOWERS:
+                merged[tower] = merged[tower].merge(Moments.of(getattr(block, tower).reshape(-1, self.width)))
+        if present != self.manifest["present"]:
+            raise InputError(f"{self.path} has {present} present rows, the manifest says {self.manifest['present']}")
+        for tower, stored in self.statistics.items():
+            if stored["count"] != merged[tower].count or not (
+                np.allclose(stored["mean"], merged[tower].mean, atol=1e-9)
+                and np.allclose(stored["covariance"], merged[tower].covariance, atol=1e-9)
+            ):
+                raise InputError(f"{self.path}: the {tower} statistics are not those of the features; emit again")
+
+    def _block(self, number: int) -> tuple[Block, np.ndarray, np.ndarray]:
+        """A block with, for each row, the place of its picture and of its first caption."""
+        with self._lock:
+            if number in self._cache:
+                self._cache.move_to_end(number)
+                return self._cache[number]
+        block = self._read_block(number)
+        entry = (block, np.cumsum(block.present) - 1, np.cumsum(block.counts) - block.counts)
+        with self._lock:
+            if number not in self._cache:
+                self._room -= block.size
+            self._cache[number] = entry
+            while self._room < 0 and len(self._cache) > 1:
+                self._room += self._cache.popitem(last=False)[1][0].size
+        return entry
+
+    def _read_block(self, number: int) -> Block:
+        first = number * self.manifest["block"]
+        shard = int(np.searchsorted(self._edges, first, side="right")) - 1
+        record = number - int(self._edges[shard]) // self.manifest["block"]
+        reader = self._readers.get(shard) or self._readers.setdefault(shard, self._open_shard(shard))
+        try:
+            block = Block.decode(reader.read(record), self._dtype)
+            block.check(self.width, self.views)
+        except InputError as error:
+            message = str(error)
+            raise InputError(
+                message if str(reader.path) in message else f"{reader.path}: record {record}: {message}; emit again"
+            ) from error
+        except (KeyError, ValueError, IndexError) as error:
+            raise InputError(f"{reader.path}: record {record} is no block of features ({error}); emit again") from error
+        stop = min(first + self.manifest["block"], self.manifest["pairs"]["rows"])
+        if block.first != first or len(block.present) != stop - first:
+            raise InputError(f"{reader.path}: record {record} does not hold rows {first} to {stop}; emit again")
+        if self._pairs is not None and block.ids != self._pairs.id_bytes(first, stop):
+            raise InputError(f"{reader.path}: record {record} has other ids than the pairs of rows {first} to {stop}")
+        return block
+
+    def _open_shard(self, shard: int) -> tfrecord.RecordReader:
+        reader = tfrecord.RecordReader(self.path / self.manifest["shards"][shard]["file"])
+        wanted = -(-(int(self._edges[shard + 1]) - int(self._edges[shard])) // self.manifest["block"])
+        if len(reader) != wanted:
+            raise InputError(f"{reader.path} has {len(reader)} records, not {wanted}; copy it or emit again")
+        return reader
+
+
+def _check_files(path, manifest: dict[str, Any]) -> None:
+    for shard in manifest["shards"]:
+        file = path / shard["file"]
+        if not file.exists():
+            raise InputError(f"{file} is missing; copy the features again or emit again")
+        if (size := file.stat().length) != shard["bytes"]:
+            raise InputError(f"{file} has {size} bytes, the manifest says {shard['bytes']}; copy or emit again")
+    arrays = read_npz(path / "statistics.npz", "statistics of the features")
+    for tower in TOWERS:
+        if arrays[f"{tower}_mean"].shape != (manifest["width"],):
+            raise InputError(
+                f"{path}: the manifest says width {manifest['width']}, the {tower} statistics are "
+                f"{arrays[f'{tower}_mean'].shape}; emit again"
+            )
+
+
+def _check_join(path, manifest: dict[str, Any], pairs: PairsSet) -> None:
+    stated = manifest["pairs"]
+    if stated["hash"] != pairs.hash:
+        raise InputError(
+            f"{path} are features of another set of pairs ({stated['hash'][:12]}), {pairs.path} is {pairs.hash[:12]}; "
+            "open the set that they were made from or emit again"
+        )
+    if stated["rows"] != len(pairs) or sum(s["rows"] for s in manifest["shards"]) != len(pairs):
+        raise InputError(f"{path} has features of {stated['rows']} rows, {pairs.path} has {len(pairs)}; emit again")
+    if stated["captions_hash"] != pairs.manifest["captions_hash"]:
+        raise InputError(f"{path} was made with other captions than those of {pairs.path}; emit again")
