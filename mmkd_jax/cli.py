@@ -120,9 +120,11 @@ def parse(verb: str, argv: Sequence[str]) -> argparse.Namespace:
     overrides = [argument for argument in argv if _is_override(argument)]
     if overrides and parser.get_default("overrides") is None:
         raise InputError(f"mmkd {verb} takes no config fields; leave out {overrides[0]}")
-    args, unknown = parser.parse_known_args([argument for argument in argv if not _is_override(argument)])
+    argv = [argument for argument in argv if not _is_override(argument)]
+    _check_options(parser, argv)
+    args, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise InputError(_unknown(parser, args, unknown[0]))
+        raise InputError(f"unexpected argument {unknown[0]!r} (see {parser.prog} --help)")
     if overrides:
         if not args.config:
             raise InputError(f"{overrides[0]} needs a config: --config FILE.py")
@@ -142,12 +144,23 @@ def _is_override(argument: str) -> bool:
     return re.match(r"--(no)?config\.", argument) is not None
 
 
-def _unknown(parser: argparse.ArgumentParser, args: argparse.Namespace, argument: str) -> str:
-    """What is wrong with an argument that no option takes."""
-    if not argument.startswith("-"):
-        return f"unexpected argument {argument!r} (see {parser.prog} --help)"
-    known = ["--" + name.replace("_", "-") for name in vars(args) if name != "overrides"]
-    return f"unknown option {argument.split('=')[0]!r}; {near(argument.split('=')[0], known)}"
+def _check_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Refuses a misspelt option, before argparse complains of what is missing because of it."""
+    known = _options(parser)
+    for argument in argv[: argv.index("--") if "--" in argv else None]:
+        option = argument.split("=")[0]
+        if option.startswith("--") and option not in known:
+            raise InputError(f"unknown option {option!r}; {near(option, known)}")
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser and of its sub-parsers."""
+    known = set()
+    for action in parser._actions:
+        known.update(name for name in action.option_strings if name.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            known.update(*(_options(child) for child in action.choices.values()))
+    return known
 
 
 def _overview() -> str:
@@ -164,7 +177,13 @@ def _overview() -> str:
 def _version() -> str:
     from importlib import metadata
 
-    return f"mmkd-jax {metadata.version('mmkd-jax')} (jax {metadata.version('jax')}, flax {metadata.version('flax')})"
+    def of(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "(not installed)"
+
+    return f"mmkd-jax {of('mmkd-jax')}, jax {of('jax')}, flax {of('flax')}"
 
 
 def _quieten(verbose: bool) -> None:
