@@ -7,18 +7,20 @@ The defaults are the settings of the released MMKD-CLIP code (arXiv 2506.22567; 
 run_configs_400m.py, class b16_400m): ViT-B/16 QuickGELU at 224 px, BERT-base with 256 tokens, AdamW, 20 epochs. The
 batch is not among what was released; 1024 is the base class's.
 
-Arguments: `smoke` is a model for a CPU in seconds, `demo` the small student of `mmkd demo`.
+Arguments: `smoke` is a model for a CPU in seconds, `demo` the small student of `mmkd demo`; `text=clip` takes CLIP's
+own text tower instead of BERT.
 """
 
 from ml_collections import ConfigDict
 
 from mmkd_jax.config import parse_arg
+from mmkd_jax.errors import InputError
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """See the file's docstring."""
-    args = parse_arg(arg, smoke=False, demo=False)
+    args = parse_arg(arg, smoke=False, demo=False, text="bert")
     config = ConfigDict()
     config.name = "stage1"
     config.task = "clip"
@@ -61,11 +63,24 @@ def get_config(arg: str = "") -> ConfigDict:
         shrink(config, size=32, patch=16, width=32, image_layers=2, text_layers=2, vocabulary=300, context=16)
         config.steps, config.batch, config.log_every, config.save_every = 4, 8, 1, 2
     if args.demo:
-        shrink(config, size=64, patch=8, width=128, image_layers=3, text_layers=2, vocabulary=2048, context=32)
-        config.steps, config.batch, config.log_every, config.save_every = 150, 128, 5, 50
+        shrink(config, size=64, patch=16, width=128, image_layers=3, text_layers=2, vocabulary=2048, context=24)
+        config.steps, config.batch, config.log_every, config.save_every = 100, 128, 5, 50
         config.optimizer.lr = 1e-3
         config.data.views.scale = (0.6, 1.0)
+    if args.text == "clip":
+        clip_text(config.model)
+    elif args.text != "bert":
+        raise InputError(f"text={args.text}: the text tower is bert or clip")
     return config
+
+
+def clip_text(model: ConfigDict) -> None:
+    """CLIP's text tower at the same size: causal, end-of-text token, one projection matrix, byte pairs."""
+    text = model.text
+    text.kind, text.projection, text.norm_epsilon, text.dropout = "clip", "linear", 1e-5, 0.0
+    text.activation = model.image.activation
+    text.context = text.positions = min(text.context, 77)
+    model.tokenizer.kind = "bpe"
 
 
 def shrink(

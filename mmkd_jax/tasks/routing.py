@@ -1,0 +1,94 @@
+"""Which teacher to believe for which modality, measured on pairs that no student is trained on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmkd_jax import io
+from mmkd_jax.data.features import FeatureSet
+from mmkd_jax.data.pairs import PairsSet
+from mmkd_jax.data.rows import RowIndex
+from mmkd_jax.errors import InputError
+
+FEWEST = 8  # pairs of a modality; with fewer nothing is measured and all teachers count alike
+POOL = 256  # captions that a picture's own one competes with, at most
+
+
+def measure(
+    pairs: PairsSet, features: Mapping[str, FeatureSet], rows: RowIndex, *, temperature: float = 0.0
+) -> dict[str, Any]:
+    """A routing table from the teachers' stored features of `rows`.
+
+    A teacher's strength in a modality is the mean reciprocal rank of a picture's own caption among the distinct
+    captions of that modality. Pictures that share a caption share its rank, so that sets with one caption a class
+    are measured as classification.
+
+    Args:
+      pairs: the set.
+      features: stored features by teacher; `rows` must be among those encoded.
+      rows: held-out training pairs.
+      temperature: 0 believes the strongest teacher alone; otherwise weights are softmax(strength / temperature).
+
+    Returns:
+      JSON record: `weights` {modality: {teacher: weight}}, `strength`, `pairs` per modality, and what it was made of.
+
+    Raises:
+      InputError: a teacher has no features of a row.
+    """
+    names = sorted(features)
+    modality_of = np.asarray(pairs.table["modality"])[rows.rows]
+    weights, strength, counts = {}, {}, {}
+    for index, modality in enumerate(pairs.modalities):
+        chosen = rows.rows[modality_of == index]
+        counts[modality] = len(chosen)
+        if len(chosen) < FEWEST:
+            continue
+        captions = [pair.captions[0] for pair in pairs.read_many(chosen)]
+        found = {name: _reciprocal_rank(features[name], chosen, captions) for name in names}
+        strength[modality] = found
+        weights[modality] = _weights(found, temperature)
+    return {
+        "weights": weights,
+        "strength": strength,
+        "pairs": counts,
+        "temperature": temperature,
+        "rows": rows.hash,
+        "features": {name: features[name].hash for name in names},
+    }
+
+
+def save(path, record: Mapping[str, Any]) -> None:
+    """Writes a routing table with its hash."""
+    io.write_json(path, {**record, "hash": io.hash_of(io.json_form(record))})
+
+
+def _reciprocal_rank(features: FeatureSet, rows: np.ndarray, captions: list[str]) -> float:
+    """Mean of 1 / rank of each row's caption among the distinct ones of its pool; ties count half."""
+    ranks = []
+    for start in range(0, len(rows), POOL):
+        part, texts = rows[start : start + POOL], captions[start : start + POOL]
+        zeros = np.zeros(len(part), np.int64)
+        found = features.read(part, zeros, zeros)
+        if not found["present"].all():
+            raise InputError(f"teacher {features.teacher} has no features of some rows to be measured on; emit them")
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        first = [texts.index(text) for text in distinct]
+        scores = _unit(found["image"]) @ _unit(found["text"][first]).T
+        own = scores[np.arange(len(part)), [distinct[text] for text in texts]][:, None]
+        ranks.append(0.5 + (scores > own).sum(axis=1) + 0.5 * (scores == own).sum(axis=1))
+    return float(np.mean(1.0 / np.concatenate(ranks)))
+
+
+def _weights(strength: Mapping[str, float], temperature: float) -> dict[str, float]:
+    names = sorted(strength)
+    values = np.array([strength[name] for name in names])
+    if temperature == 0.0:
+        best = int(np.argmax(values))
+        return {name: float(i == best) for i, name in enumerate(names)}
+    odds = np.exp((values - values.max()) / temperature)
+    return {name: float(weight) for name, weight in zip(names, odds / odds.sum(), strict=True)}
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
