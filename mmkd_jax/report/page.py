@@ -1,0 +1,126 @@
+"""The page: sections in reading order, one style sheet, nothing from elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmkd_jax.report import bars, curves, tables, tiles
+from mmkd_jax.report.board import Board
+from mmkd_jax.report.markup import Markup, element
+from mmkd_jax.report.plot import css, main_plot
+
+TASK, METRIC = "zeroshot", "balanced_accuracy"
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The whole document as text."""
+    board = Board(data)
+    title = data.get("title") or "mmkd_jax report"
+    sections = [_hero(board, title), _main(board), _tables(board), _retrieval(board), _training(board), _about(board)]
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", css("theme", "chart", "page")),
+    )
+    document = element("html", head, element("body", element("main", sections)), lang="en")
+    return "<!doctype html>\n" + document + "\n"
+
+
+def _section(title: str, lede: str | None, *content, name: str) -> Markup | None:
+    if not any(content):
+        return None
+    intro = element("p", lede, class_="lede") if lede else None
+    return element("section", element("h2", title), intro, content, id=name)
+
+
+def _hero(board: Board, title: str) -> Markup:
+    headline, lede = board.data.get("headline"), board.data.get("lede")
+    return element(
+        "header",
+        element("p", title, class_="kicker"),
+        element("h1", headline or title),
+        element("p", lede, class_="lede") if lede else None,
+        element("div", tiles.tiles(board, TASK, METRIC), class_="tiles"),
+    )
+
+
+def _main(board: Board) -> Markup | None:
+    plots = None
+    if board.datasets(TASK, METRIC):
+        wide = element("div", main_plot(board, 1000), class_="wide")
+        narrow = element("div", main_plot(board, 380), class_="narrow")
+        plots = element("figure", wide, narrow, class_="panel")
+    compared = None
+    if records := board.data.get("differences"):
+        words = "Mean over sets, paired by case on the same resamples; in points of balanced accuracy, 95 % intervals."
+        compared = element(
+            "div", element("h3", "Differences"), element("p", words, class_="note"), bars.differences(records),
+            class_="panel padded",
+        )  # fmt: skip
+    return _section("Who is better where", None, plots, compared, name="scores")
+
+
+def _tables(board: Board) -> list[Markup | None]:
+    words = {
+        "zeroshot": ("Zero-shot, in numbers", "Balanced accuracy in percent from prompts alone; 95 % intervals below."),
+        "linear_probe": (
+            "Linear probe",
+            "Logistic regression on frozen image features, strength chosen on a part of the training images.",
+        ),
+    }
+    sections = []
+    for task, (title, lede) in words.items():
+        others = [(name, tables.scores(board, task, name)) for name in ("accuracy", "macro_f1", "macro_auc")]
+        more = [table for _, table in others if table]
+        folded = element("details", element("summary", "Accuracy, macro F1, AUC"), more) if more else None
+        sections.append(_section(title, lede, tables.scores(board, task, METRIC), folded, name=task))
+    return sections
+
+
+def _retrieval(board: Board) -> list[Markup | None]:
+    strict = tables.retrieval(board, strict=True)
+    summary = element("summary", "Strict reading: only an item's own partner counts")
+    folded = element("details", summary, element("div", strict, class_="pair")) if strict else None
+    merged = element("div", tables.retrieval(board, strict=False), class_="pair")
+    lede = "Held-out pairs. Recall in percent; captions of the same case count as right, pools are named in the head."
+    numbers = _section("Retrieval", lede, merged if strict or "<table" in merged else None, folded, name="retrieval")
+    shown = tables.examples(board.data.get("examples", ()))
+    lede = "Queries drawn at random, not chosen. The number is the cosine."
+    return [numbers, _section("What it finds", lede, *shown, name="examples")]
+
+
+def _training(board: Board) -> list[Markup | None]:
+    drawn = curves.panels(board.data.get("curves", {}), board.data.get("curve_metrics", ()))
+    panels = element("div", [element("figure", one, class_="panel") for one in drawn], class_="multiples")
+    lede = "Thin: as logged. Thick: running mean. Each panel has its own scale."
+    timings = board.data.get("timings")
+    stages = element("div", bars.timeline(timings), class_="panel padded") if timings else None
+    return [
+        _section("Training", lede, panels if drawn else None, name="training"),
+        _section("Where the time went", None, stages, name="time"),
+    ]
+
+
+def _about(board: Board) -> list[Markup | None]:
+    notes = [element("li", note) for note in board.data.get("notes", ())]
+    provenance = board.data.get("provenance", {})
+    return [
+        _section("Read with care", None, element("ul", notes, class_="notes") if notes else None, name="notes"),
+        _section("Provenance", None, _facts(provenance) if provenance else None, name="provenance"),
+    ]
+
+
+def _facts(record: Mapping) -> Markup:
+    """Nested facts as definition lists."""
+    parts = []
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            shown = _facts(value)
+        elif isinstance(value, list | tuple):
+            shown = element("ul", [element("li", _facts(v) if isinstance(v, Mapping) else v) for v in value])
+        else:
+            shown = value
+        parts.append(element("div", element("dt", key), element("dd", shown)))
+    return element("dl", parts)
