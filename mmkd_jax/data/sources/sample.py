@@ -106,7 +106,7 @@ def _chosen(picture: Picture, frames: list[np.ndarray], split: str) -> list[tupl
         for region in picture.boxes[split]:
             for box in _tiles(region, picture.sizes):
                 crop = frames[frame][box[1] : box[3], box[0] : box[2]]
-                if crop.mean(axis=2).std() < _FLAT if crop.ndim == 3 else crop.std() < _FLAT:
+                if _grey(crop[::4, ::4]).std() < _FLAT:
                     continue
                 label = picture.label if isinstance(picture.label, str) else picture.label(crop, box)
                 found.setdefault(label, []).append((label, frame, box))
@@ -115,6 +115,10 @@ def _chosen(picture: Picture, frames: list[np.ndarray], split: str) -> list[tupl
         count = min(LIMIT[split], len(found[label]))
         chosen += [found[label][i] for i in np.linspace(0, len(found[label]) - 1, count).round().astype(int)]
     return chosen
+
+
+def _grey(crop: np.ndarray) -> np.ndarray:
+    return crop.mean(axis=2) if crop.ndim == 3 else crop
 
 
 def _tiles(region: Box, sizes: Sequence[int]) -> Iterator[Box]:
@@ -131,7 +135,8 @@ def _tiles(region: Box, sizes: Sequence[int]) -> Iterator[Box]:
 
 def _encode(frame: np.ndarray, box: Box) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(frame).crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(file, "PNG")
+    crop = np.ascontiguousarray(frame[box[1] : box[3], box[0] : box[2]])
+    Image.fromarray(crop).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95, subsampling=0)
     return file.getvalue()
 
 

@@ -1,0 +1,134 @@
+"""What may import what, and the style that the code keeps: checked over the tree, and in fresh processes."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOREIGN = ("torch", "torchvision", "tensorflow", "open_clip", "timm", "keras")
+CODE = sorted(p for folder in ("mmkd_jax", "teachers", "configs") for p in (ROOT / folder).rglob("*.py"))
+MODULES = sorted(
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for p in CODE
+    if p.is_relative_to(ROOT / "mmkd_jax") and p.name != "__main__.py"
+)
+
+BLOCK = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {FOREIGN}:
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+sys.meta_path.insert(0, Block())
+"""
+IMPORT_ALL = f"""
+import importlib, sys
+for name in {MODULES}:
+    importlib.import_module(name)
+print("foreign:", sorted(name for name in {FOREIGN} if name in sys.modules))
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
+
+
+@pytest.mark.parametrize("before", ["", BLOCK], ids=["as installed", "foreign packages blocked"])
+def test_every_module_imports_without_foreign_frameworks(before):
+    run = python(before + IMPORT_ALL)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith("foreign: []")
+
+
+def test_the_block_blocks():
+    """Negative control of the test above."""
+    run = python(BLOCK + "import tensorflow")
+    assert "tensorflow is blocked" in run.stderr
+
+
+def imported(tree: ast.Module, *, top_level: bool) -> set[str]:
+    """Top-level packages that a module imports: anywhere, or only while it is itself imported."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if top_level and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                continue
+            if isinstance(child, ast.Import):
+                found.update(alias.name.split(".")[0] for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.level == 0:
+                found.add(child.module.split(".")[0])
+            visit(child)
+
+    visit(tree)
+    return found
+
+
+def test_what_imported_sees():
+    tree = ast.parse("import a.b\nif x:\n  from c.d import e\ndef f():\n  import g")
+    assert imported(tree, top_level=True) == {"a", "c"}
+    assert imported(tree, top_level=False) == {"a", "c", "g"}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_direction_of_dependencies(path):
+    """teachers -> mmkd_jax, never back but for the command line and the demo, which load teachers lazily."""
+    tree = ast.parse(path.read_text())
+    package = path.relative_to(ROOT).parts[0]
+    assert not imported(tree, top_level=True) & {"tests", "configs"}
+    if package == "mmkd_jax":
+        assert not imported(tree, top_level=False) & set(FOREIGN)
+        assert "teachers" not in imported(tree, top_level=True)
+    assert not imported(tree, top_level=True) & set(FOREIGN)
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_style(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert text.count("\n") <= 300, "a module of more than 300 lines: is there a second thing in it?"
+    assert text == "" or ast.get_docstring(tree), "a module without a docstring"
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b", text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines: its steps would read better by name"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: a bare except"
+    for node in public(tree):
+        assert ast.get_docstring(node), f"line {node.lineno}: {node.name} is public and has no docstring"
+
+
+def public(tree: ast.Module) -> list[ast.ClassDef | ast.FunctionDef]:
+    """Public functions and classes of a module, and the public methods of those classes."""
+    found = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            found.append(node)
+            if isinstance(node, ast.ClassDef) and not node.bases:  # an override has its base's docstring
+                found += [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("_")]
+    return found
+
+
+def test_style_sees_what_is_missing():
+    tree = ast.parse("class A:\n  def f(self): pass\n  def _g(self): pass\ndef h(): pass\nclass _B: pass")
+    assert [node.name for node in public(tree)] == ["A", "f", "h"]
+    assert not any(ast.get_docstring(node) for node in public(tree))
+
+
+def test_nothing_of_one_machine_in_tracked_files():
+    """No absolute path of a checkout, a home folder or a temporary folder in code and documents."""
+    wrong = re.compile(r"(?<![\w.$}-])/(work|root|home/\w+|tmp/\w+)/")
+    files = [*CODE, *ROOT.glob("*.*"), *ROOT.glob("launch/*"), *ROOT.glob("tests/*.*"), *ROOT.glob("*/README.md")]
+    for path in files:
+        if path.is_file() and path != pathlib.Path(__file__):
+            assert not wrong.search(path.read_text()), path
+
+
+def test_wrong_paths_are_seen():
+    for text, seen in [(" /root/x", True), ("cd /work/main", True), ("$root/x", False), ("a/work/b", False)]:
+        assert bool(re.search(r"(?<![\w.$}-])/(work|root|home/\w+|tmp/\w+)/", text + "/")) is seen, text
