@@ -29,9 +29,7 @@ STAGE1 = pathlib.Path(__file__).parent / "stage1_clip.py"
 RECIPES = {
     "public": Recipe(),
     "mean": Recipe(target="mean", icl_trained=True),
-    "plus": Recipe(
-        target="heads", feature_weight=1.0, icl_weight=0.0, affinity_weight=1.0, centre=True, head="linear"
-    ),
+    "plus": Recipe(target="heads", feature_weight=1.0, icl_weight=0.0, affinity_weight=1.0, centre=True, head="linear"),
 }
 
 

@@ -43,9 +43,7 @@ def load(path: str | os.PathLike, *, name: str | None = None, batch: int = 64) -
         vocab_size=spec.text.vocab_size,
     )
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), DualEncoder(spec).shapes()
-    )
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), DualEncoder(spec).shapes())
     params = checkpoints.load_params(folder, like)
     return Student(name or spec.name, os.fspath(folder), spec, params, tokenizer, meta, batch)
 

@@ -82,8 +82,8 @@ def emit(
                 _write(writer, teachers[name], shard, numbers, wanted, batch, pictures, policy, views)
         done += len(chosen)
         if not sys.stderr.isatty():
-            rate = done / max(time.monotonic() - begin, 1e-9)
-            print(f"emit: shard {shard + 1} of {len(todo)}, {rate:.0f} pairs/s x {len(writers)} teachers", file=sys.stderr)
+            speed = f"{done / max(time.monotonic() - begin, 1e-9):.0f} pairs/s x {len(writers)} teachers"
+            print(f"emit: shard {shard + 1} of {todo[-1] + 1}, {speed}", file=sys.stderr)
     for writer in writers.values():
         writer.finish()
 

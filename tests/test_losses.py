@@ -100,7 +100,10 @@ def test_interactive_contrastive_equals_torch():
     u, w = arrays(5, 2)
 
     def theirs(s, r):
-        return (cross_entropy(2.659 * s @ torch.tensor(w).double().T) + cross_entropy(2.659 * r @ torch.tensor(u).double().T)) / 2
+        return (
+            cross_entropy(2.659 * s @ torch.tensor(w).double().T)
+            + cross_entropy(2.659 * r @ torch.tensor(u).double().T)
+        ) / 2
 
     ours = lambda s, r: distill.interactive_contrastive(s, r, u, w, jnp.ones(N), 2.659)  # noqa: E731
     assert both(ours, theirs, [s, r]) <= TOLERANCE

@@ -50,7 +50,8 @@ def test_equals_torch_adamw_with_the_decay_rule_and_clipping():
     tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in leaves]
     no_decay = {"image/layers/mlp/up/bias", "image/norm/scale", "image/class_token", "logit_scale"}
     groups = [
-        {"params": [t], "weight_decay": 0.0 if name in no_decay else 0.2} for t, name in zip(tensors, names, strict=True)
+        {"params": [t], "weight_decay": 0.0 if name in no_decay else 0.2}
+        for t, name in zip(tensors, names, strict=True)
     ]
     adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), eps=1e-6)
     for step, gradient in enumerate(gradients):

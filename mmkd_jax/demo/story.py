@@ -10,7 +10,7 @@ from etils import epath
 
 from mmkd_jax import export, io, report
 from mmkd_jax.demo.pipeline import Clock, Demo
-from mmkd_jax.demo.scores import BEST, FLOOR, METRIC, TASK, Scores
+from mmkd_jax.demo.scores import BEST, FLOOR, METRIC, Scores
 from mmkd_jax.evals import summary
 from mmkd_jax.report.examples import examples
 from mmkd_jax.train import metrics
@@ -72,7 +72,7 @@ def report_data(demo: Demo, scores: Scores, timings: Mapping[str, float]) -> dic
         f"(95 % interval of the difference {gain['low'] * 100:+.1f} to {gain['high'] * 100:+.1f})."
     )
     lede = (
-        f"{found['metric'].capitalize()}, chance included, {_seeds(demo.seeds)}. The best specialist of each set, "
+        f"{found['metric'].capitalize()}, {_seeds(demo.seeds)}. The best specialist of each set, "
         f"picked with hindsight, reaches {best[0]:.1%}."
     )
     names = [*(f"teacher:{name}" for name in demo.config.specialists), BEST, FLOOR, "stage1", *demo.config.students]

@@ -17,9 +17,7 @@ def similarity(a: jax.Array, b: jax.Array) -> jax.Array:
     In float32 at `Precision.HIGHEST`: the default of a TPU multiplies float32 in bfloat16 passes, which moves a
     similarity of temperature 0.01 by several units.
     """
-    return jnp.einsum(
-        "id,jd->ij", a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
+    return jnp.einsum("id,jd->ij", a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def cross_entropy_of_matches(logits: jax.Array) -> jax.Array:

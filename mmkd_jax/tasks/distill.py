@@ -139,9 +139,7 @@ class DistillTask(ClipTask):
             features.text, goal["text"], weight
         )
         scale = jnp.exp(params["icl_scale"]) if self.recipe.icl_trained else RELEASED_ICL_SCALE
-        icl = losses.interactive_contrastive(
-            features.image, features.text, goal["image"], goal["text"], weight, scale
-        )
+        icl = losses.interactive_contrastive(features.image, features.text, goal["image"], goal["text"], weight, scale)
         return {"feature": (self.recipe.feature_weight, feature), "icl": (self.recipe.icl_weight, icl)}
 
     def _own_spaces(self, params: Params, features: Features, batch: Batch, step: jax.Array) -> dict:

@@ -92,6 +92,6 @@ def routing_table(
             continue
         for name in row:
             if name not in teachers:
-                raise InputError(f"the routing table names teacher {name!r}, which has no features; {near(name, teachers)}")
+                raise InputError(f"the routing table names teacher {name!r}, without features; {near(name, teachers)}")
         weights[m] = [row.get(name, 0.0) for name in teachers]
     return weights

@@ -40,7 +40,8 @@ class Checkpoints:
         """Starts to write `state` and `meta`; a save that failed earlier raises here or in `close`."""
         if step == self.latest():
             return
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._manager.save(step, args=items)
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """State and meta of `step`; `like` gives shapes, dtypes and placements (they may differ from those saved)."""

@@ -20,7 +20,7 @@ from mmkd_jax.train.state import TrainState, init_state, make_step
 DEVICE_FIELDS = ("image", "text", "modality", "targets")  # of a batch; the rest stays on the host
 
 
-class NotFinite(InputError):
+class NotFiniteError(InputError):
     """The loss or a gradient stopped being a number."""
 
 
@@ -84,16 +84,14 @@ def _watch(watched: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
     for step, reports in jax.device_get(watched):
         bad = [name for name, value in reports.items() if not np.isfinite(value)]
         if bad:
-            raise NotFinite(
+            raise NotFiniteError(
                 f"{', '.join(bad)} became {reports[bad[0]]} at step {step}; the last checkpoint is from before: "
                 "lower the learning rate, clip gradients, or look at the data of that step"
             )
     return {name: float(value) for name, value in reports.items()}
 
 
-def _start(
-    config: ConfigDict, mesh: Any, job: setup.Job, transform: Any, saver: checkpoint.Checkpoints
-) -> TrainState:
+def _start(config: ConfigDict, mesh: Any, job: setup.Job, transform: Any, saver: checkpoint.Checkpoints) -> TrainState:
     """The first state: this run's own checkpoint, else the parameters of `config.init`, else fresh ones."""
 
     def init():
@@ -103,9 +101,7 @@ def _start(
     placement = sharding.shardings(shapes, config.sharding, mesh)
     latest = saver.latest()
     if latest is not None:
-        like = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placement
-        )
+        like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placement)
         return saver.restore(latest, like)[0]
     state = jax.jit(init, out_shardings=placement)()
     if config.init:

@@ -74,8 +74,8 @@ class Progress:
             return
         self._said = now
         left = (self._total - step) * self._batch / max(self.rate(step), 1e-9)
-        text = f"{self._name}: step {step}/{self._total}, loss {loss:.3f}, {self.rate(step):.0f} pairs/s, {left:.0f} s left"
-        print(text, file=sys.stderr, flush=True)
+        speed = f"{self.rate(step):.0f} pairs/s, {left:.0f} s left"
+        print(f"{self._name}: step {step}/{self._total}, loss {loss:.3f}, {speed}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar."""
@@ -116,5 +116,5 @@ def _clu_writer(logdir: epath.Path):
         for key, value in scalars.items():
             self._writer.add_scalar(key, float(value), step)
 
-    body = {**{method: ignore for method in others}, "write_scalars": write_scalars}
+    body = {**dict.fromkeys(others, ignore), "write_scalars": write_scalars}
     return type("TensorBoardWriter", (TensorBoardWriter,), body)(logdir)

@@ -81,9 +81,7 @@ def load_tokenizer(config: ConfigDict, spec: ModelSpec) -> tokenizers.Tokenizer:
     if not config.tokenizer:
         wanted = {"wordpiece": "vocab.txt or tokenizer.json", "bpe": "bpe_simple_vocab_16e6.txt.gz or tokenizer.json"}
         raise InputError(f"no vocabulary is given; use --config.tokenizer=FILE ({wanted[spec.tokenizer.kind]})")
-    return tokenizers.load(
-        spec.tokenizer, config.tokenizer, context=spec.text.context, vocab_size=spec.text.vocab_size
-    )
+    return tokenizers.load(spec.tokenizer, config.tokenizer, context=spec.text.context, vocab_size=spec.text.vocab_size)
 
 
 def open_features(config: ConfigDict, pairs: PairsSet) -> dict[str, FeatureSet]:
@@ -91,7 +89,8 @@ def open_features(config: ConfigDict, pairs: PairsSet) -> dict[str, FeatureSet]:
     if not config.get("features"):
         return {}
     root = io.as_path(config.features)
-    found = sorted(child.name for child in root.iterdir() if (child / "manifest.json").exists()) if root.is_dir() else []
+    folders = list(root.iterdir()) if root.is_dir() else []
+    found = sorted(folder.name for folder in folders if (folder / "manifest.json").exists())
     if not found:
         raise InputError(f"{root} holds no feature set; make them with `mmkd emit --out {os.fspath(root)}`")
     names = list(config.teachers) or found
