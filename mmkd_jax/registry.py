@@ -17,7 +17,7 @@ def resolve(name: str, table: Mapping[str, str], what: str = "name") -> Any:
     """
     path = table.get(name, name)
     if "." not in path:
-        raise InputError(f"unknown {what} {name!r}; {near(name, table)} A dotted path (package.module) works as well")
+        raise InputError(f"unknown {what} {name!r} (a dotted path works as well); {near(name, table)}")
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:

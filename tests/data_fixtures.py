@@ -32,7 +32,7 @@ def pair(row: int, captions: int | None = None) -> Pair:
     return Pair(
         id=pair_id("toy", str(row)),
         image=picture(row),
-        captions=[f"caption {c} of row {row}, é" for c in range(count)],
+        captions=[f"row {row}, é, caption {c}" for c in range(count)],
         modality=MODALITIES[row % 3],
         label=("cat", "dog")[row % 2],
         label_id=row % 2,
@@ -132,9 +132,9 @@ def webdataset(folder: pathlib.Path, n: int = 12, **fields) -> pathlib.Path:
 
 
 class CharTokenizer:
-    """One token a character, context 12, vocabulary 128; counts what it is asked for."""
+    """One token a character, context 24, vocabulary 128; counts what it is asked for."""
 
-    context, vocab_size = 12, 128
+    context, vocab_size = 24, 128
 
     def __init__(self):
         self.calls = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmkd_jax import preprocess
 from mmkd_jax.batch import TextBatch
 from mmkd_jax.data.order import Order
 from mmkd_jax.data.pairs import Pair, PairsSet
@@ -149,8 +150,6 @@ class Batches:
         return 0 if self.caption == "first" else _draw("caption", self.seed, pair.id, visit) % len(pair.captions)
 
     def _image(self, pair: Pair, view: int) -> np.ndarray:
-        from mmkd_jax import preprocess
-
         try:
             return self.policy.render(preprocess.decode(pair.image), pair.id, view, self.image_size)
         except InputError as error:

@@ -10,12 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from mmkd_jax import preprocess
 from mmkd_jax.data import media
 from mmkd_jax.data.pairs import Pair, PairsSet, PairsWriter, pair_id
 from mmkd_jax.data.sources import Skipped, Source, SourceRecord
 from mmkd_jax.errors import InputError
-
-MAX_PIXELS = 1 << 26  # of a picture; more is refused before it is decoded
 
 
 def ingest(
@@ -93,16 +92,14 @@ def _pair(record, captions, max_side, writer: PairsWriter) -> Pair | Skipped:
     id = pair_id(record.source, record.key)
     if id in writer:
         return Skipped(record.key, "its key comes twice")
-    from mmkd_jax import preprocess
-
     try:
-        image = preprocess.decode(record.image, max_pixels=MAX_PIXELS)
-        data, codec = media.strip(record.image) if max_side is None else media.shrink(image, max_side)
-        if max_side is not None:
-            image = preprocess.decode(data, max_pixels=MAX_PIXELS)
+        if max_side is None:
+            data, codec = media.strip(record.image)
+        else:
+            data, codec = media.shrink(preprocess.decode(record.image), max_side)
+        width, height = preprocess.decode(data).size  # of what is stored, so that all that is stored can be read
     except InputError as error:
-        return Skipped(record.key, str(error))
-    width, height = image.size
+        return Skipped(record.key, re.sub(r" <[^>]*>", "", str(error)))  # without addresses of objects
     group = hashlib.sha256(f"{record.source}\0{record.group}".encode()).hexdigest()[:16] if record.group else ""
     return Pair(
         id=id,

@@ -9,6 +9,7 @@ import struct
 
 from PIL import Image
 
+from mmkd_jax import preprocess
 from mmkd_jax.errors import InputError
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -50,7 +51,8 @@ def shrink(image: Image.Image, max_side: int, jpeg_above: int = 256) -> tuple[by
     Returns:
       The file and its codec.
     """
-    image = image.convert("L" if image.mode in ("1", "L", "I;16", "I", "F") else "RGB")
+    image = preprocess._eight_bits(image)
+    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     scale = max_side / max(image.size)
     if scale < 1:
         image = image.resize([max(1, round(s * scale)) for s in image.size], Image.Resampling.BICUBIC)
@@ -65,7 +67,9 @@ def _strip_jpeg(data: bytes) -> bytes:
     while at < len(data):
         if data[at] != 0xFF:
             raise InputError("the picture is a damaged JPEG")
-        marker = data[at + 1] if at + 1 < len(data) else 0xD9
+        if at + 1 == len(data):
+            raise InputError("the picture is cut off")
+        marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmkd_jax import io
+from mmkd_jax import io, preprocess, specs
 from mmkd_jax.errors import InputError, near
 
 KINDS = ("random_resized_crop", "center")
@@ -104,11 +104,10 @@ class ViewPolicy:
           uint8 `[size, size, 3]`.
         """
         if self.kind == "center":
-            from mmkd_jax import preprocess, specs
-
             return preprocess.eval_image(image, specs.Preprocess(size=size))
-        grey = image.mode == "L"  # resized as one channel: the same values for a third of the work
-        image = image if grey else image.convert("RGB")
+        image = preprocess._eight_bits(image)
+        if image.mode != "L":  # grey is resized as one channel: the same values for a third of the work
+            image = image.convert("RGB")
         view = image.crop(self.box(id, k, *image.size)).resize((size, size), Image.Resampling.BICUBIC)
         return np.asarray(view.convert("RGB"))
 

@@ -77,7 +77,7 @@ class Source:
         return make(self.inputs, **self.options) if make else {}
 
 
-def open_source(name: str, inputs: Sequence[str] = (), **options: Any) -> Source:
+def open_source(name: str, inputs: Sequence[str] = (), /, **options: Any) -> Source:
     """The source of that name or dotted path.
 
     Raises:

@@ -95,6 +95,7 @@ def _beside(tar) -> dict[str, dict]:
 
 def _groups(path) -> Iterator[tuple[str, dict[str, bytes] | Skipped]]:
     """Neighbouring members of one key: extension to content."""
+    _check_end(path)
     current, parts = None, {}
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
@@ -117,6 +118,16 @@ def _groups(path) -> Iterator[tuple[str, dict[str, bytes] | Skipped]]:
         raise InputError(f"{path} is not a whole tar file ({error}); copy it again") from error
     if parts:
         yield current, parts
+
+
+def _check_end(path) -> None:
+    """Refuses a tar without its end: Python takes one that is cut at a header for a shorter tar."""
+    if path.suffix == ".tar":
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 512))
+            if size < 1024 or size % 512 or file.read(512).strip(b"\0"):
+                raise InputError(f"{path} is not a whole tar file (its end is missing); copy it again")
 
 
 def _record(key, parts, beside, source, caption_fields, extra) -> SourceRecord | Skipped:
