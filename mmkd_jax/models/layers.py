@@ -200,4 +200,7 @@ def apply_stack(
         state, layer_key = layer
         return nnx.merge(graph, state)(x, mask, layer_key), None
 
-    return jax.lax.scan(REMAT[remat](body), x, (states, keys))[0]
+    # On a CPU a loop's stacked residuals are copied and not fused: four layers at a time are about a fifth faster
+    # (forward and backward, width 128, 4 layers, batch 128). Accelerators keep the short program.
+    unroll = 4 if jax.default_backend() == "cpu" else 1
+    return jax.lax.scan(REMAT[remat](body), x, (states, keys), unroll=unroll)[0]
