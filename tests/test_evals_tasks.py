@@ -1,18 +1,22 @@
 """Tasks and runs on a set in memory, with an encoder whose features are known."""
 
 import io
+import re
 import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmkd_jax import report
+from mmkd_jax.cli import main
 from mmkd_jax.commands import eval as command
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import base, bootstrap, linear_probe, metrics, prompts, results, retrieval, summary, zeroshot
 from mmkd_jax.evals.features import Features, unit
 from mmkd_jax.evals.teachers import TeacherEncoder
+from mmkd_jax.report.examples import examples
 
 CLASSES = ["red nodule", "green nodule", "blue nodule"]
 
@@ -27,7 +31,7 @@ class FakePairs:
         rng = np.random.default_rng(seed)
         n = train + test + captioned
         labels = np.concatenate([np.arange(train + test) % 3, np.full(captioned, -1)])
-        colours = rng.integers(0, 120, (n, 3)) + 100 * np.eye(4, 3)[labels].astype(int)
+        colours = rng.integers(0, 120, (n, 3)) + 60 * np.eye(4, 3)[labels].astype(int)
         self.images = [_png(colour) for colour in colours]
         groups = np.concatenate([np.full(train + test, -1), np.arange(captioned) // 2])
         captions = [f"case {i // 3}" for i in range(captioned)]
@@ -478,3 +482,80 @@ def test_predictions_are_file_safe_and_checked(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="damaged"):
         results.load_predictions(tmp_path, names[-1], "busi", "zeroshot")
+
+
+# ---------------------------------------------------------------- examples and the command
+
+
+def test_examples_say_what_the_predictions_say(pairs, tmp_path):
+    sets = base.sets_of(pairs)
+    base.run(ColourEncoder(), pairs, sets, tmp_path, bootstrap=10)
+    found = examples(tmp_path, "colour:net", pairs, "cases", queries=3, top=2)
+    assert found == examples(tmp_path, "colour:net", pairs, "cases", queries=3, top=2)
+    assert [len(found["i2t"]), len(found["t2i"])] == [3, 3]
+    for item in [*found["i2t"], *found["t2i"]]:
+        assert len(item["top"]) == 2
+        assert any(top["right"] for top in item["top"]) == (item["rank"] <= 2)
+        assert item["top"][0]["cosine"] >= item["top"][1]["cosine"]
+    assert {item["pool"] for item in found["i2t"]} == {4}
+    assert {item["pool"] for item in found["t2i"]} == {12}
+    report.write_report(tmp_path / "report.html", {"examples": [found]})
+    assert (tmp_path / "report.html").read_text().count("data:image/jpeg") == 3 + 3 * 2
+    with pytest.raises(InputError, match="at least one"):
+        examples(tmp_path, "colour:net", pairs, "cases", queries=0)
+    with pytest.raises(InputError, match="evaluate nobody on cases"):
+        examples(tmp_path, "nobody", pairs, "cases")
+
+
+@pytest.fixture
+def line(tmp_path, monkeypatch):
+    """Runs `mmkd eval` on the set in memory; checkpoints named DIR load as the colour net."""
+
+    def load(path, name=None):
+        encoder = ColourEncoder()
+        encoder.name, encoder.checkpoint = name or "student", path
+        return encoder
+
+    monkeypatch.setattr("mmkd_jax.data.pairs.PairsSet.open", lambda path: FakePairs())
+    monkeypatch.setattr("mmkd_jax.api.load", load)
+    out = str(tmp_path / "out")
+    return lambda *words: main(["eval", "--pairs", "any", "--out", out, "--bootstrap", "20", *words])
+
+
+def test_command_scores_checkpoints_and_merges(line, tmp_path, capsys):
+    assert line("--checkpoint", "runs/a", "--sets", "colours", "--tasks", "zeroshot") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"student +colours +zeroshot +balanced_accuracy +0\.\d{3} \[0\.\d{3}, [01]\.\d{3}\] n=45", printed)
+    assert line("--checkpoint", "b=runs/b", "--tasks", "zeroshot", "--prompts", "names") == 0
+    rows = results.load(tmp_path / "out" / "results.json")
+    assert {(r["model"], r["checkpoint"], r["context"]["profile"]) for r in rows} == {
+        ("student", "runs/a", "ensemble"), ("b", "runs/b", "names"),
+    }  # fmt: skip
+    assert (tmp_path / "out" / "predictions" / "b" / "colours.zeroshot.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to evaluate"),
+        (["--checkpoint", "a", "--sets", "colour"], "did you mean 'colours'"),
+        (["--checkpoint", "a", "--tasks", "zero"], "did you mean 'zeroshot'"),
+        (["--checkpoint", "a", "b"], "two models are called 'student'"),
+        (["--checkpoint", "a", "--bootstrap", "0"], "--bootstrap must be at least 1"),
+        (["--checkpoint", "a", "--prompts", "name"], "did you mean 'names'"),
+        (["--teacher", "clip"], "must be NAME=WEIGHTS"),
+    ],
+)
+def test_command_refuses_wrong_input(line, words, message, capsys):
+    assert line(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_command_refuses_results_of_another_schema_before_it_works(line, tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_text('{"schema": 99, "rows": []}')
+    monkeypatch.setattr("mmkd_jax.api.load", None)  # would fail differently if it came so far
+    assert line("--checkpoint", "a") == 2
+    assert "schema 99" in capsys.readouterr().err

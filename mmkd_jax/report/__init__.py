@@ -9,8 +9,9 @@ It follows the reader's light or dark theme and fits a phone. All text from data
   headline: str, the finding in one sentence, with its number and interval.
   lede: str, one or two sentences below it.
   rows: result rows (`mmkd_jax.evals.results.FIELDS`). The set named "mean" (`evals.summary.row`) is shown first.
-  models: [{"name", "label", "kind": "student" | "control" | "teacher"}], in the order of showing. Models of the rows
-    that are not listed come last; "teacher:..." is a teacher, anything else a student.
+  models: [{"name", "label", "kind": "student" | "control" | "teacher" | "reference"}], in the order of showing. A
+    reference is no model of its own, such as the best teacher of each set. Models of the rows that are not listed come
+    last; "teacher:..." is a teacher, anything else a student.
   highlight: str, the name of the model that the page is about; the last student by default.
   datasets: [{"name", "label", "detail"}], in the order of showing.
   differences: [{"label", "value", "low", "high"}], paired differences of means over sets, as shares.

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from mmkd_jax.errors import InputError
 from mmkd_jax.report.markup import Markup, duration, element, signed
 
+MOST_STAGES = 14
+
 
 def differences(records: Sequence[Mapping]) -> Markup:
     """Paired differences with their intervals around zero.
@@ -34,7 +36,15 @@ def differences(records: Sequence[Mapping]) -> Markup:
 
 
 def timeline(timings: Sequence[tuple[str, float]]) -> Markup:
-    """Stages one after the other on the clock of the whole run."""
+    """Stages one after the other on the clock of the whole run.
+
+    Beyond `MOST_STAGES`, stages that differ only in what stands in brackets ("train plus (seed 1)") are added up.
+    """
+    if len(timings) > MOST_STAGES:
+        sums: dict[str, float] = {}
+        for name, seconds in timings:
+            sums[name.partition(" (")[0]] = sums.get(name.partition(" (")[0], 0.0) + seconds
+        timings = list(sums.items())
     total = sum(seconds for _, seconds in timings) or 1.0
     items, start = [], 0.0
     for name, seconds in timings:

@@ -18,7 +18,12 @@ FIELDS = {
     "differences": list, "curves": dict, "curve_metrics": list, "timings": list, "examples": list, "provenance": dict,
     "notes": list,
 }  # fmt: skip
-KINDS = ("student", "control", "teacher")
+MODELS = ("student", "control", "teacher")  # what can be the best
+KINDS = (*MODELS, "reference")
+SHAPES = {
+    "student": ("circle", "square", "triangle", "pentagon", "diamond"),
+    "control": ("cross", "square", "triangle", "bar"),
+}
 _IMAGE = re.compile(r"data:image/(jpeg|png);base64,[A-Za-z0-9+/]+=*")
 
 
@@ -30,7 +35,7 @@ class Model:
     label: str
     kind: str
     style: str = "t"
-    shape: str = "circle"
+    shape: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +65,10 @@ class Board:
         self._index: dict[tuple, dict] = {}
         for row in self.rows:
             self._index.setdefault((row["task"], row["metric"], row["dataset"], row["model"]), row)
-        self.models = self._models()
-        self.highlight = self._highlight()
+        models = self._models()
+        lead = self._lead(models)
+        self.models = _styled(models, lead)
+        self.highlight = next((model for model in self.models if model.name == lead), None)
 
     def get(self, task: str, metric: str, dataset: str, model: str) -> dict | None:
         """One result row, or None; of several prompt profiles the first."""
@@ -104,26 +111,20 @@ class Board:
                 raise InputError(f"model {record} must have a name, and may have a label and a kind of {KINDS}")
         listed = {record["name"] for record in records}
         records += [{"name": name} for name in names if name not in listed]
-        models, used = [], {"student": 0, "control": 0}
+        models = []
         for record in (record for record in records if record["name"] in names):
             name = record["name"]
             kind = record.get("kind") or ("teacher" if name.startswith("teacher:") else "student")
-            label = record.get("label") or name.removeprefix("teacher:")
-            if kind == "teacher":
-                models.append(Model(name, label, kind))
-                continue
-            place, used[kind] = used[kind], used[kind] + 1
-            style = f"s{place % 5}" if kind == "student" else "c"
-            shapes = ("circle", "square", "triangle", "diamond") if kind == "student" else ("cross", "square")
-            models.append(Model(name, label, kind, style, shapes[place % len(shapes)]))
+            models.append(Model(name, record.get("label") or name.removeprefix("teacher:"), kind))
         return models
 
-    def _highlight(self) -> Model | None:
-        name = self.data.get("highlight")
-        if name and name not in [model.name for model in self.models]:
-            raise InputError(f"the highlighted model {name!r} has no rows; {near(name, [m.name for m in self.models])}")
-        students = self.kind("student") or self.models
-        return next((model for model in self.models if model.name == name), students[-1] if students else None)
+    def _lead(self, models: list[Model]) -> str | None:
+        """Name of the model that the page is about."""
+        name, names = self.data.get("highlight"), [model.name for model in models]
+        if name and name not in names:
+            raise InputError(f"the highlighted model {name!r} has no rows; {near(name, names)}")
+        students = [model.name for model in models if model.kind == "student"]
+        return name or (students or names or [None])[-1]
 
     def _dataset(self, name: str, task: str, metric: str) -> Dataset:
         for record in self.data.get("datasets", ()):
@@ -138,8 +139,21 @@ class Board:
     def _detail(self, name: str, task: str) -> str:
         row = next(r for r in self.rows if r["dataset"] == name and r["task"] == task)
         classes, modality = row["context"].get("classes"), row["context"].get("modality")
-        parts = [modality, f"{classes} classes" if classes else None, f"n = {row['n']}"]
+        means = [r for r in self.rows if r["dataset"] == MEAN and r["task"] == task]
+        beside = means and name not in means[0]["context"].get("datasets", [name])
+        size = f"{classes} classes" if classes else None
+        parts = [modality, size, f"n = {row['n']}", "not in the mean" if beside else None]
         return ", ".join(part for part in parts if part)
+
+
+def _styled(models: list[Model], lead: str | None) -> list[Model]:
+    """The models with a colour and a mark each; the highlighted one has the first of both."""
+    students = sorted((m.name for m in models if m.kind == "student"), key=lambda name: name != lead)
+    controls = [m.name for m in models if m.kind == "control"]
+    looks = {name: (f"s{k % 5}", SHAPES["student"][k % 5]) for k, name in enumerate(students)}
+    looks |= {name: ("c", SHAPES["control"][k % 4]) for k, name in enumerate(controls)}
+    plain = ("t", "")
+    return [dataclasses.replace(m, **dict(zip(("style", "shape"), looks.get(m.name, plain)))) for m in models]
 
 
 def picture(uri: str) -> str:

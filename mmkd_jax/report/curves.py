@@ -5,16 +5,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mmkd_jax.report.board import Board
 from mmkd_jax.report.markup import Markup, element, number
 
 WIDTH, HEIGHT = 320, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 308, 44, 162
 
 
-def panels(curves: Mapping[str, Sequence], metrics: Sequence[str] = ()) -> list[Markup]:
+def panels(board: Board, curves: Mapping[str, Sequence], metrics: Sequence[str] = ()) -> list[Markup]:
     """One panel a run and metric, each on its own scale.
 
     Args:
+      board: knows the label and colour of runs that are called like a model.
       curves: `{run: [(step, {metric: value})]}`.
       metrics: which to draw; by default `loss`, or a run's first metric where it has no loss.
     """
@@ -25,7 +27,8 @@ def panels(curves: Mapping[str, Sequence], metrics: Sequence[str] = ()) -> list[
             line = [(float(step), float(values[metric])) for step, values in points if metric in values]
             line = [(step, value) for step, value in line if math.isfinite(value)]
             if line:
-                drawn.append(_panel(run, metric, line, f"s{len(drawn) % 5}"))
+                style = next((m.style for m in board.models if run in (m.name, m.label)), "s4")
+                drawn.append(_panel(board.label(run), metric, line, style))
     return drawn
 
 

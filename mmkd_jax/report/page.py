@@ -92,7 +92,7 @@ def _retrieval(board: Board) -> list[Markup | None]:
 
 
 def _training(board: Board) -> list[Markup | None]:
-    drawn = curves.panels(board.data.get("curves", {}), board.data.get("curve_metrics", ()))
+    drawn = curves.panels(board, board.data.get("curves", {}), board.data.get("curve_metrics", ()))
     panels = element("div", [element("figure", one, class_="panel") for one in drawn], class_="multiples")
     lede = "Thin: as logged. Thick: running mean. Each panel has its own scale."
     timings = board.data.get("timings")

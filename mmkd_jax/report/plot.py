@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import pathlib
+import textwrap
 
 from mmkd_jax.evals.summary import MEAN
 from mmkd_jax.report.board import Board, Dataset, Model
 from mmkd_jax.report.markup import Markup, element, interval, percent, signed
 
-LANE = 15  # pixels a model has in a row
-_TASKS = {"zeroshot": "Zero-shot classification", "linear_probe": "Linear probe", "retrieval": "Retrieval"}
+LANE = 14  # pixels a model has in a row
+_TASKS = {"zeroshot": "Zero-shot", "linear_probe": "Linear-probe"}
 _METRICS = {
     "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1", "macro_auc": "macro AUC",
 }  # fmt: skip
@@ -52,7 +53,7 @@ def main_plot(
     """
     sets = board.datasets(task, metric)
     frame = _frame(board, sets, task, metric, width)
-    legend, y = _legend(board, frame, 62)
+    legend, y = _legend(board, frame, 62, task, metric)
     body = [legend]
     top = y + 8
     y = top + 14
@@ -62,8 +63,8 @@ def main_plot(
         y += height
     grid = _grid(frame, top + 6, y)
     height = y + 34
-    title = f"{_TASKS.get(task, task)}: {_METRICS.get(metric, metric)}"
-    note = f"{'%' if frame.narrow else 'Percent'}, 95 % intervals. Dotted: chance. Orange: best teacher of the set."
+    title = f"{_TASKS.get(task, task)} {_METRICS.get(metric, metric)}"
+    note = "Percent, 95 % intervals. Dotted: chance." + ("" if frame.narrow else " Line: best teacher of the set.")
     head = [
         element("text", title, x=20, y=28, class_="title"),
         element("text", note, x=20, y=47, class_="soft"),
@@ -83,13 +84,13 @@ def _frame(board: Board, sets: list[Dataset], task: str, metric: str, width: int
     lows = [row["low"] for row in rows if row] + [c for one in sets if (c := board.chance(task, one.name))]
     low = math.floor(10 * min(lows, default=0) - 1e-9) / 10
     narrow = width < 600
-    left, right = (20, width - 22) if narrow else (212, width - 168)
+    left, right = (20, width - 22) if narrow else (226, width - 168)
     return Frame(width, left, right, max(0.0, low), 1.0, narrow)
 
 
 def _grid(frame: Frame, top: float, bottom: float) -> list[Markup]:
-    step = 0.2 if frame.narrow or frame.high - frame.low > 0.7 else 0.1
-    ticks = [t / 10 for t in range(11) if frame.low <= t / 10 <= frame.high and (t / 10 / step) % 1 < 1e-9]
+    step = 2 if frame.narrow or frame.high - frame.low > 0.7 else 1
+    ticks = [t / 10 for t in range(0, 11, step) if t / 10 >= frame.low - 1e-9]
     lines = [element("line", x1=frame.x(t), x2=frame.x(t), y1=top, y2=bottom, class_="grid") for t in ticks]
     style = {"text_anchor": "middle", "class_": "tiny"}
     labels = [element("text", f"{100 * t:.0f}", x=frame.x(t), y=bottom + 18, **style) for t in ticks]
@@ -128,12 +129,14 @@ def _background(one: Dataset, frame: Frame, y: float, height: float) -> Markup:
 
 def _names(one: Dataset, frame: Frame, y: float, middle: float) -> list[Markup]:
     if frame.narrow:
-        detail = element("tspan", f"  {_cut(one.detail, 34)}", class_="tiny", font_weight="400")
-        return [element("text", _cut(one.label, 24), detail, x=frame.left, y=y + 21, class_="name")]
-    return [
-        element("text", _cut(one.label, 26), x=20, y=middle - 3, class_="name"),
-        element("text", _cut(one.detail, 32), x=20, y=middle + 14, class_="tiny"),
-    ]
+        label = _cut(one.label, 24)
+        room = int((frame.right - frame.left - 90 - 8 * len(label)) / 6)
+        detail = element("tspan", f"  {_cut(one.detail, room)}", class_="tiny") if room > 8 else None
+        return [element("text", label, detail, x=frame.left, y=y + 21, class_="name")]
+    lines = textwrap.wrap(one.detail, 33, max_lines=2, placeholder="…")
+    top = middle + 3 - 7 * len(lines)
+    names = [element("text", _cut(one.label, 26), x=20, y=top, class_="name")]
+    return names + [element("text", text, x=20, y=top + 17 + 14 * k, class_="tiny") for k, text in enumerate(lines)]
 
 
 def _gain(board: Board, found: dict, best: dict | None, frame: Frame, y: float, middle: float) -> list[Markup]:
@@ -148,7 +151,7 @@ def _gain(board: Board, found: dict, best: dict | None, frame: Frame, y: float, 
         last = element("tspan", f"  {gain}", class_=f"gain {sense}") if best else None
         return [element("text", score, last, x=frame.right, y=y + 21, text_anchor="end", class_="gain")]
     x = frame.right + 22
-    parts = [element("text", score, x=x, y=middle - 3, class_="gain s0-text")]
+    parts = [element("text", score, x=x, y=middle - 3, class_="gain")]
     if best:
         parts.append(element("text", gain, x=x + 46, y=middle - 3, class_=f"gain {sense}"))
         name = board.label(best["model"])
@@ -165,12 +168,12 @@ def _student(model: Model, row: dict, frame: Frame, y: float, lead: bool) -> Mar
 
 def _teachers(board: Board, found: dict, best: dict, frame: Frame, y: float) -> Markup:
     parts = []
-    for model in board.kind("teacher"):
+    for model in board.kind("teacher", "reference"):
         row = found[model.name]
-        if row and row is not best:
-            tip = element("title", f"{model.label} (teacher): {percent(row['value'])} ({interval(row)})")
-            dot = element("circle", cx=frame.x(row["value"]), cy=y, r=4, class_="hollow")
-            parts.append(element("g", tip, dot, class_="t"))
+        if row and row is not best and not (model.kind == "reference" and row["value"] == best["value"]):
+            tip = element("title", f"{model.label}: {percent(row['value'])} ({interval(row)})")
+            shape = mark("circle" if model.kind == "teacher" else "diamond", frame.x(row["value"]), y, 4, "hollow")
+            parts.append(element("g", tip, shape, class_="t" if model.kind == "teacher" else "best"))
     tip = element("title", f"{board.label(best['model'])} (best teacher): {percent(best['value'])} ({interval(best)})")
     marks = [_whisker(best, frame, y), mark("diamond", frame.x(best["value"]), y, 6)]
     return element("g", parts, element("g", tip, marks, class_="best"))
@@ -184,41 +187,43 @@ def _vertical(x: float, top: float, bottom: float, kind: str, tip: str | None = 
     return element("line", element("title", tip) if tip else None, x1=x, x2=x, y1=top, y2=bottom, class_=kind)
 
 
-def mark(shape: str, x: float, y: float, size: float) -> Markup:
+def mark(shape: str, x: float, y: float, size: float, kind: str = "mark") -> Markup:
     """A mark of about equal area whatever its shape; shapes tell models apart where colours do not."""
     if shape == "circle":
-        return element("circle", cx=x, cy=y, r=size, class_="mark")
+        return element("circle", cx=x, cy=y, r=size, class_=kind)
+    if shape == "bar":
+        return element("line", x1=x, x2=x, y1=y - size, y2=y + size, class_="stroke")
     if shape == "square":
         half = 0.88 * size
-        return element("rect", x=x - half, y=y - half, width=2 * half, height=2 * half, rx=1.0, class_="mark")
+        return element("rect", x=x - half, y=y - half, width=2 * half, height=2 * half, rx=1.0, class_=kind)
     if shape == "cross":
         half = 0.75 * size
         left, right, top, bottom = (f"{v:.2f}" for v in (x - half, x + half, y - half, y + half))
         path = f"M{left} {top}L{right} {bottom}M{left} {bottom}L{right} {top}"
         return element("path", d=path, class_="stroke")
-    corners = 3 if shape == "triangle" else 4
-    reach = size * (1.25 if corners == 3 else 1.2)
+    corners = {"triangle": 3, "diamond": 4, "pentagon": 5}[shape]
+    reach = size * {3: 1.25, 4: 1.2, 5: 1.1}[corners]
     angles = [2 * math.pi * k / corners - math.pi / 2 for k in range(corners)]
     points = " ".join(f"{x + reach * math.cos(a):.2f},{y + reach * math.sin(a):.2f}" for a in angles)
-    return element("polygon", points=points, class_="mark")
+    return element("polygon", points=points, class_=kind)
 
 
-def _legend(board: Board, frame: Frame, y: float) -> tuple[list[Markup], float]:
+def _legend(board: Board, frame: Frame, y: float, task: str, metric: str) -> tuple[list[Markup], float]:
     """Marks with names, in as many lines as they need, and where they end."""
-    entries = [(m.style, m.shape, m.label, m == board.highlight) for m in board.kind("student", "control")]
-    if board.kind("teacher"):
-        entries += [("best", "diamond", "best teacher", False), ("t", "hollow", "other teachers", False)]
+    shown = {row["model"] for row in board.rows if (row["task"], row["metric"]) == (task, metric)}
+    models = [m for m in board.models if m.name in shown]
+    entries = [(m.style, m.shape, m.label, "mark") for m in models if m.kind in ("student", "control")]
+    if any(m.kind == "teacher" for m in models):
+        entries += [("best", "diamond", "best teacher", "mark"), ("t", "circle", "other teachers", "hollow")]
+    entries += [("best", "diamond", m.label, "hollow") for m in models if m.kind == "reference"]
     parts, x = [], 20.0
-    for style, shape, label, lead in entries:
-        width = 30 + 7.0 * len(label)
+    for style, shape, label, kind in entries:
+        lead = bool(board.highlight) and label == board.highlight.label
+        width = 36 + 6.4 * len(label)
         if x > 20 and x + width > frame.width - 12:
             x, y = 20.0, y + 22
-        sign = (
-            element("circle", cx=x + 7, cy=y + 6, r=4, class_="hollow")
-            if shape == "hollow"
-            else mark(shape, x + 7, y + 6, 6 if lead else 5)
-        )
-        parts.append(element("g", sign, class_=style))
+        size = 6 if lead else 4 if kind == "hollow" else 5
+        parts.append(element("g", mark(shape, x + 7, y + 6, size, kind), class_=style))
         parts.append(element("text", label, x=x + 18, y=y + 10.5, class_="name" if lead else "soft"))
         x += width
     return parts, y + 20
@@ -234,4 +239,4 @@ def _description(board: Board, sets: list[Dataset], task: str, metric: str) -> s
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    return text if len(text) <= length else text[: length - 1].rstrip(" ,") + "…"

@@ -4,9 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mmkd_jax.evals.summary import MEAN
-from mmkd_jax.report.board import Board, Model, picture
+from mmkd_jax.report.board import MODELS, Board, Model, picture
 from mmkd_jax.report.markup import Markup, element, interval, number, percent
 
+METRICS = {
+    "balanced_accuracy": "Balanced accuracy", "accuracy": "Accuracy", "macro_f1": "Macro F1",
+    "macro_auc": "Macro one-versus-rest AUC",
+}  # fmt: skip
 _RETRIEVAL = re.compile(r"(i2t|t2i)_(R@\d+|median_rank)_of_(\d+)(_strict)?")
 
 
@@ -19,33 +23,34 @@ def scores(board: Board, task: str, metric: str) -> Markup | None:
     values = [row["value"] for one in sets for m in models if (row := board.get(task, metric, one.name, m.name))]
     head = [element("th", "Model", scope="col")]
     for one in sets:
-        head.append(element("th", one.label, element("small", one.detail), scope="col"))
+        head.append(
+            element("th", one.label, scope="col", title=one.detail, class_="mean" if one.name == MEAN else None)
+        )
     body = []
     for model in models:
         cells = [_name(model, board)]
         for one in sets:
             row = board.get(task, metric, one.name, model.name)
-            best = board.best(task, metric, one.name)
+            best = board.best(task, metric, one.name, *MODELS)
             cells.append(_cell(row, best, min(values), max(values), one.name == MEAN))
         body.append(element("tr", cells, class_=f"lead {model.kind}" if model == board.highlight else model.kind))
-    return _table(f"{task.replace('_', ' ')}: {metric.replace('_', ' ')} in percent", [element("tr", head)], body)
+    return _table(f"{METRICS.get(metric, metric)}, in percent", [element("tr", head)], body)
 
 
-def _cell(row: Mapping | None, best: Mapping, low: float, high: float, mean: bool) -> Markup:
+def _cell(row: Mapping | None, best: Mapping | None, low: float, high: float, mean: bool) -> Markup:
     kind = "mean" if mean else None
     if row is None:
         return element("td", "–", class_=kind)
     depth = 0.03 + 0.32 * ((row["value"] - low) / (high - low) if high > low else 0)
     value = percent(row["value"])
-    shown = element("b", value) if row["value"] >= best["value"] else value
+    shown = element("b", value) if best and row["value"] == best["value"] else value
     style = f"background:rgb(var(--shade) / {depth:.3f})"
     return element("td", shown, element("small", interval(row)), style=style, class_=kind)
 
 
 def _name(model: Model, board: Board) -> Markup:
-    sort = {"teacher": "teacher", "control": "control"}.get(model.kind)
-    note = element("small", sort) if sort else None
-    dot = element("i", class_=f"swatch {'best' if model.kind == 'teacher' else model.style}")
+    note = element("small", model.kind) if model.kind != "student" else None
+    dot = element("i", class_=f"swatch {'best' if model.kind in ('teacher', 'reference') else model.style}")
     return element("th", dot, model.label, note, scope="row")
 
 
@@ -76,7 +81,7 @@ def _retrieval_table(board: Board, dataset: str, metrics: list[tuple[str, tuple]
         if own:
             note = element("small", f"of {own[0][2]} {'captions' if direction == 'i2t' else 'images'}")
             first.append(element("th", words, note, colspan=len(own), scope="colgroup"))
-    second = [element("th", g[1].replace("_", " ").replace("median rank", "median"), scope="col") for _, g in metrics]
+    second = [element("th", g[1].replace("_", " ").replace("median rank", "med."), scope="col") for _, g in metrics]
     body = []
     for model in board.models:
         found = [board.get("retrieval", metric, dataset, model.name) for metric, _ in metrics]
@@ -85,10 +90,10 @@ def _retrieval_table(board: Board, dataset: str, metrics: list[tuple[str, tuple]
         cells = [_name(model, board)]
         for (metric, parts), row in zip(metrics, found):
             ranked = parts[1] == "median_rank"
-            best = board.best("retrieval", metric, dataset, lowest=ranked)
+            best = board.best("retrieval", metric, dataset, *MODELS, lowest=ranked)
             text = "–" if row is None else number(row["value"]) if ranked else percent(row["value"])
             tip = None if row is None or ranked else f"95 % interval {interval(row)}"
-            wins = row is not None and row["value"] == best["value"]
+            wins = row is not None and best is not None and row["value"] == best["value"]
             cells.append(element("td", element("b", text) if wins else text, title=tip))
         body.append(element("tr", cells, class_=f"lead {model.kind}" if model == board.highlight else model.kind))
     return _table(label, [element("tr", first), element("tr", second)], body)

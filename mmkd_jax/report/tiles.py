@@ -24,7 +24,8 @@ def tiles(board: Board, task: str = "zeroshot", metric: str = "balanced_accuracy
         found.append(("", str(won), f"of {len(duels)}", words, None))
     if timings := board.data.get("timings"):
         total = duration(sum(seconds for _, seconds in timings))
-        found.append(("", total.rpartition(" ")[0], total.rpartition(" ")[2], "from data to this page", None))
+        first, _, rest = total.partition(" ")
+        found.append(("", first, rest, "from data to this page", None))
     return [
         element("div", element("strong", value, element("small", f" {unit}")), element("span", text),
                 element("em", extra) if extra else None, class_=f"tile {kind}".strip())
@@ -33,7 +34,10 @@ def tiles(board: Board, task: str = "zeroshot", metric: str = "balanced_accuracy
 
 
 def _where(board: Board, task: str, metric: str) -> str:
-    return f"{metric.replace('_', ' ')}, {task.replace('_', ' ')}, {board.datasets(task, metric)[0].label.lower()}"
+    names = {"zeroshot": "zero-shot", "linear_probe": "linear probe"}
+    where = board.datasets(task, metric)[0]
+    kind = f"{names.get(task, task)} {metric.replace('_', ' ')}"
+    return f"{kind}, {where.label.lower()}" if where.name == MEAN else f"{kind} on {where.label}"
 
 
 def _range(row: Mapping) -> str:
