@@ -67,6 +67,17 @@ def test_read_gives_what_was_written(pairs, whole):
     assert not np.array_equal(got["image"][here], bf16(image[rows, 1 - views][here]))  # another view is seen
 
 
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 0.0), ("float16", 5e-4), ("bfloat16", 4e-3)])
+def test_stored_types(pairs, tmp_path, dtype, error):
+    features = toy.make_features(tmp_path / dtype, pairs, dtype=dtype)
+    features.verify()
+    image, _ = toy.feature_values(pairs, 6, 2)
+    got = read_all(features, pairs)
+    worst = np.abs(got["image"] - image[:, 1])[got["present"]].max()
+    assert worst <= error
+    assert (worst > 0) == (dtype != "float32")
+
+
 def test_absent_rows_take_no_room(whole):
     reader = tfrecord.RecordReader(whole.path / whole.manifest["shards"][0]["file"])
     block = Block.decode(reader.read(0), np.dtype(ml_dtypes.bfloat16))

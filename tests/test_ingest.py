@@ -4,6 +4,8 @@ import io
 import json
 import re
 import struct
+import subprocess
+import sys
 import zlib
 
 import data_fixtures as toy
@@ -303,6 +305,28 @@ def test_source_by_dotted_path(tmp_path, monkeypatch):
     assert len(pairs) == 30
     assert pairs.row_names() == ["a_b", "own.a_b"]
     assert pairs.manifest["made"]["skipped"] == {"because": 1}
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import data_fixtures as toy, types
+from mmkd_jax.data.ingest import ingest
+from mmkd_jax.data.sources import Source, SourceRecord
+def records(inputs):
+    for i in range(300):
+        if i == 200: os.kill(os.getpid(), 9)
+        yield SourceRecord(str(i), toy.picture(i % 3), ("a",), "own")
+ingest(Source("own", types.SimpleNamespace(records=records), (), {}), sys.argv[2])
+"""
+
+
+def test_a_killed_ingest_leaves_nothing_that_opens(repository, folder, tmp_path):
+    out = tmp_path / "killed" / "out"
+    arguments = [sys.executable, "-c", KILLED, str(repository / "tests"), str(out)]
+    assert subprocess.run(arguments, cwd=repository, capture_output=True).returncode == -9
+    assert list(out.parent.iterdir()) == []
+    assert len(ingest(open_source("webdataset", [folder]), out)) == 12
 
 
 def test_registry():

@@ -256,6 +256,43 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_on_an_object_store_the_manifest_is_the_commit(pairs, tmp_path, monkeypatch):
+    """Where nothing can be renamed, files lie under their final names and the manifest makes them a set."""
+    real = io.write_json
+
+    def interrupted(path, value):
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+        real(path, value)
+
+    def writer(name):
+        made = PairsWriter(tmp_path / name / "pairs", "toy", shards=3)
+        monkeypatch.setattr(made, "_local", False)
+        for row in range(40):
+            made.add(toy.pair(row))
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer("cut").finish()
+    assert len(list((tmp_path / "cut" / "pairs").glob("*.tfrecord-*"))) == 6
+    with pytest.raises(InputError, match="no finished set"):
+        PairsSet.open(tmp_path / "cut" / "pairs")
+    written = writer("whole").finish({"train": range(30), "test": range(30, 40)}, {"toy": ["cat", "dog"]})
+    assert content(written.path) == content(pairs.path)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
+def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmkd_jax.data.pairs._OPEN_SHARDS", 2)
+    pairs = toy.make_pairs(tmp_path / "p", n=12, shards=12)
+    before = len(os.listdir("/proc/self/fd"))
+    for row in (*range(12), *range(12)):
+        assert pairs.read(row).id == toy.pair(row).id
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
 def test_names_are_made_fit_for_tensorflow_datasets(tmp_path):
     for folder, name in (("My Set-1", "my_set_1"), ("9lives", "set_9lives"), ("---", "pairs")):
         with PairsWriter(tmp_path / folder) as writer:

@@ -5,6 +5,7 @@
 <features>/manifest.json                               written last
 """
 
+import functools
 import os
 import threading
 from collections import OrderedDict
@@ -23,6 +24,8 @@ from mmkd_jax.errors import InputError
 
 __all__ = ["FeatureSet", "FeatureWriter"]
 
+_OPEN_SHARDS = 64  # of one teacher; together well below the usual limit of open files
+
 
 class FeatureSet:
     """Stored features of one teacher; safe to share between threads.
@@ -38,7 +41,7 @@ class FeatureSet:
         self.policy = ViewPolicy.from_dict(manifest["policy"])
         self._dtype = DTYPES[manifest["dtype"]]
         self._edges = np.asarray(manifest["edges"], np.int64)
-        self._readers: dict[int, tfrecord.RecordReader] = {}
+        self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
         self._cache: OrderedDict[int, tuple[Block, np.ndarray, np.ndarray]] = OrderedDict()
         self._room, self._lock = cache_bytes, threading.Lock()
 
@@ -207,7 +210,7 @@ class FeatureSet:
         first = number * self.manifest["block"]
         shard = int(np.searchsorted(self._edges, first, side="right")) - 1
         record = number - int(self._edges[shard]) // self.manifest["block"]
-        reader = self._readers.get(shard) or self._readers.setdefault(shard, self._open_shard(shard))
+        reader = self._shard(shard)
         try:
             block = Block.decode(reader.read(record), self._dtype)
             block.check(self.width, self.views)

@@ -23,6 +23,8 @@ from mmkd_jax.errors import InputError, near
 
 __all__ = ["Pair", "PairsSet", "PairsWriter", "pair_id"]
 
+_OPEN_SHARDS = 256  # well below the usual limit of open files
+
 
 class PairsSet:
     """A set of pairs that is read at random; safe to share between threads.
@@ -38,7 +40,7 @@ class PairsSet:
     def __init__(self, path, manifest: dict[str, Any], table: dict[str, np.ndarray]):
         self.path, self.manifest, self._raw_table = path, manifest, table
         self._starts = np.concatenate([[0], np.cumsum([s["rows"] for s in manifest["shards"]])])
-        self._readers: dict[int, tfrecord.RecordReader] = {}
+        self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "PairsSet":
@@ -124,9 +126,7 @@ class PairsSet:
             raise InputError(f"row {row} is not one of the {len(self)} rows of {self.path}")
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         record = int(row - self._starts[shard])
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = self._readers.setdefault(shard, self._open_shard(shard))
+        reader = self._shard(shard)
         try:
             pair = pair_codec.from_record(reader.read(record))
         except (KeyError, ValueError, IndexError) as error:
