@@ -64,14 +64,13 @@ def ingest(
                     bad.append(pair)
                     continue
                 row = writer.add(pair)
-                source_name, split = (re.sub(r"[^\w-]+", "_", n) or "unnamed" for n in (pair.source, record.split))
-                rows[f"{source_name}.{split}"].append(row)
-                rows[split].append(row)
+                for index in _indices(pair.source, record.split):
+                    rows[index].append(row)
             _judge(source, bad, len(writer) - start, max_bad)
             skipped += [{"source": source.name, "key": b.key, "reason": b.reason} for b in bad]
         made = {
             "by": "mmkd ingest",
-            "sources": [{"source": s.name, "inputs": _names(s)} for s in sources],
+            "sources": [{"source": source.name, "inputs": _names(source)} for source in sources],
             "max_side": max_side,
             "captions": "as the source has them" if captions is None else getattr(captions, "__name__", "given"),
             "excluded": excluded,
@@ -115,6 +114,12 @@ def _pair(record, captions, max_side, writer: PairsWriter) -> Pair | Skipped:
         extra=record.extra,
         media={"kind": "image", "codec": codec, "width": width, "height": height},
     )
+
+
+def _indices(source: str, split: str) -> tuple[str, str]:
+    """Names of the row indices of a split, fit to be file names."""
+    source, split = (re.sub(r"[^\w-]+", "_", name) or "unnamed" for name in (source, split))
+    return f"{source}.{split}", split
 
 
 def _names(source: Source) -> list[str]:
