@@ -70,7 +70,8 @@ def _scores(train, labels, test, classes: int, strength: float) -> np.ndarray:
     """Probabilities `[m, classes]`; a class without training rows gets 0."""
     mean, deviation = train.mean(axis=0), train.std(axis=0)
     deviation[deviation == 0] = 1.0
-    model = LogisticRegression(C=strength, max_iter=2000, tol=1e-4)
+    # Newton steps reach the optimum of these small convex problems several times sooner than L-BFGS.
+    model = LogisticRegression(C=strength, solver="newton-cg", max_iter=2000, tol=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # separable rows at large C: as good as it gets
         model.fit((train - mean) / deviation, labels)
