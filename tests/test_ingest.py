@@ -68,11 +68,13 @@ def test_metadata_comes_off_and_no_pixel_changes(codec, save):
 
 
 def test_adobe_colour_marker_stays():
-    """It says how the colours of a CMYK picture are coded; without it they turn."""
+    """It alone says that four channels are coded as YCCK; without it the colours turn."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(toy.picture(1))).convert("CMYK").save(buffer, "jpeg")
-    assert b"Adobe" in buffer.getvalue()
-    np.testing.assert_array_equal(pixels(media.strip(buffer.getvalue())[0]), pixels(buffer.getvalue()))
+    data = bytearray(buffer.getvalue())
+    data[data.index(b"Adobe") + 11] = 2  # the transform byte: YCCK
+    assert not np.array_equal(pixels(bytes(data)), pixels(buffer.getvalue()))
+    np.testing.assert_array_equal(pixels(media.strip(bytes(data))[0]), pixels(bytes(data)))
 
 
 def test_transparency_and_palette_stay():
