@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmkd_jax import config
 from mmkd_jax.data.sources import SourceRecord, open_source, pictures, sample
 from mmkd_jax.errors import InputError
 
@@ -32,12 +33,14 @@ def digest(records) -> str:
     return total.hexdigest()
 
 
-def test_enough_for_three_specialists(records):
+def test_enough_for_the_specialists_of_the_demo(records, repository):
     assert len(records) >= 600
-    domain = {modality: name for name, modalities in sample.DOMAINS.items() for modality in modalities}
-    counts = Counter((domain[record.modality], record.split) for record in records)  # KeyError: modality of no domain
-    assert set(counts) == {(name, split) for name in sample.DOMAINS for split in ("train", "test")}
-    assert min(counts.values()) >= 50
+    specialists = config.load(str(repository / "configs/demo.py")).specialists
+    counts = Counter((record.modality, record.split) for record in records)
+    for name, modalities in specialists.items():
+        assert sum(counts[modality, "train"] for modality in modalities) >= 100, name
+        assert sum(counts[modality, "test"] for modality in modalities) >= 50, name
+    assert {modality for modality, _ in counts} <= {m for modalities in specialists.values() for m in modalities}
 
 
 def test_labelled_sets_have_all_classes_in_both_splits(records):

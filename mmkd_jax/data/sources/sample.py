@@ -1,13 +1,14 @@
 """The embedded source: real medical pictures that ordinary Python packages carry, so that nothing is downloaded.
 
-The extra `demo` installs the packages (pydicom and pydicom-data: CT, MRI, X-ray, ultrasound; nibabel: brain
-MRI; scikit-image: immunohistochemistry, fundus; mahotas: fluorescence). There are 15 pictures, volumes or clips, cut
+The extra `demo` installs the packages (pydicom and pydicom-data: CT, MRI, X-ray, ultrasound; nibabel: brain MRI;
+scikit-image: immunohistochemistry, fundus; mahotas: fluorescence). There are 15 pictures, volumes or clips, cut
 here into about a thousand crops of 128 px, each with captions made from what is known of the picture: modality, body
 part, view, place of the crop in the picture. No patient data is read, and burnt-in text is cut away.
 
 It is enough to show that everything runs, not to judge quality. Most classes are crops of one picture, hence of one
 patient: train and test are disjoint regions of it (disjoint frames of a clip, distant slices of a volume), and only
-head CT is split by picture. A model that does well here has learned to tell a dozen pictures apart.
+head CT is split by picture. Groups are parts of a picture; crops at the border of two parts overlap. A model that does
+well here has learned to tell a dozen pictures apart.
 """
 
 import importlib.resources
@@ -22,11 +23,6 @@ from mmkd_jax.data.sources.pictures import PICTURES, Box, Picture
 from mmkd_jax.errors import InputError
 
 MADE = "crops of a few real pictures that Python packages carry; shows that everything runs, says nothing of quality"
-DOMAINS = {  # modalities by field of medicine: what a specialist teacher of the demo learns from
-    "radiology": ("xray", "ct", "mri", "ultrasound"),
-    "microscopy": ("immunohistochemistry", "fluorescence"),
-    "eye": ("fundus",),
-}
 SIZE = 128  # pixels a side of every crop as stored
 LIMIT = {"train": 48, "test": 16}  # crops of one class and picture
 _FLAT = 6.0  # grey levels: a crop with less standard deviation shows nothing
@@ -36,8 +32,8 @@ _PHRASES = {
     "ct": "CT slice",
     "mri": "MRI slice",
     "ultrasound": "Ultrasound",
-    "immunohistochemistry": "Immunohistochemistry micrograph",
-    "fluorescence": "Fluorescence micrograph",
+    "histopathology": "Histopathology",
+    "microscopy": "Fluorescence microscopy",
     "fundus": "Colour fundus photograph",
 }
 
@@ -56,16 +52,17 @@ def records(inputs: Sequence[str] = ()) -> Iterator[SourceRecord]:
             frames = picture.read(str(path))
         for split in picture.boxes:
             for number, (label, frame, box) in enumerate(_chosen(picture, frames, split)):
+                where = _where(frames[frame].shape, box)
                 yield SourceRecord(
                     key=f"{picture.name}-{split}-{number:03d}",
                     image=_encode(frames[frame], box),
-                    captions=_captions(picture, label, frames[frame].shape, box),
+                    captions=_captions(picture, label, where, box),
                     source=picture.source,
                     split=split,
                     modality=picture.modality,
                     label=label,
                     label_id=names[picture.source].index(label) if label else -1,
-                    group=f"{picture.name}-{split}",
+                    group=f"{picture.name}-{split}-{where}",
                     license=picture.license,
                     article=picture.article,
                     extra={"picture": picture.name, "frame": frame, "box": list(box)},
@@ -75,14 +72,14 @@ def records(inputs: Sequence[str] = ()) -> Iterator[SourceRecord]:
 def classes(inputs: Sequence[str] = ()) -> dict[str, list[str]]:
     """Class names of the labelled sets, in order of `label_id`."""
     del inputs
-    fixed = {source: set() for source in ("radiology", "ultrasound")}
+    fixed = {source: set() for source in ("sample_radiology", "sample_ultrasound")}
     for picture in PICTURES:
         if picture.source in fixed:
             fixed[picture.source].add(picture.label)
     return {
         **{source: sorted(labels) for source, labels in fixed.items()},
-        "microscopy": ["fluorescent cell nuclei", "immunostained epithelium", "immunostained stroma"],
-        "retina": ["macula", "optic disc", "peripheral retina"],
+        "sample_microscopy": ["fluorescent cell nuclei", "immunostained epithelium", "immunostained stroma"],
+        "sample_retina": ["macula", "optic disc", "peripheral retina"],
     }
 
 
@@ -140,13 +137,17 @@ def _encode(frame: np.ndarray, box: Box) -> bytes:
     return file.getvalue()
 
 
-def _captions(picture: Picture, label: str, shape: Sequence[int], box: Box) -> tuple[str, str]:
-    """One caption that says what and where, one that names class and modality."""
+def _where(shape: Sequence[int], box: Box) -> str:
+    """Place of a crop in its picture, "upper left" to "lower right"."""
     x, y = (box[0] + box[2]) / 2 / shape[1], (box[1] + box[3]) / 2 / shape[0]
-    vertical, horizontal = ("upper", "middle", "lower")[int(y * 3)], ("left", "centre", "right")[int(x * 3)]
+    return f"{('upper', 'middle', 'lower')[int(y * 3)]} {('left', 'centre', 'right')[int(x * 3)]}"
+
+
+def _captions(picture: Picture, label: str, where: str, box: Box) -> tuple[str, str]:
+    """One caption that says what and where, one that names class and modality."""
     view = "close" if box[2] - box[0] == min(picture.sizes) else "wide"
     shown = f", showing {label}" if label and not isinstance(picture.label, str) else ""
     return (
-        f"{picture.subject}{shown}: {view} view of the {vertical} {horizontal} part.",
-        f"{_PHRASES[picture.modality]}, {label or 'detail'}, {vertical} {horizontal}.",
+        f"{picture.subject}{shown}: {view} view of the {where} part.",
+        f"{_PHRASES[picture.modality]}, {label or 'detail'}, {where}.",
     )
