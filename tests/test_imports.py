@@ -5,8 +5,11 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOREIGN = ("torch", "torchvision", "tensorflow", "open_clip", "timm", "keras")
@@ -118,6 +121,39 @@ def test_style_sees_what_is_missing():
     tree = ast.parse("class A:\n  def f(self): pass\n  def _g(self): pass\ndef h(): pass\nclass _B: pass")
     assert [node.name for node in public(tree)] == ["A", "f", "h"]
     assert not any(ast.get_docstring(node) for node in public(tree))
+
+
+def closure(requirements: list[str]) -> dict[str, str]:
+    """Installed packages that `requirements` bring with them: {package: the one that asked for it}."""
+    found, queue = {}, [(requirement, "pyproject.toml") for requirement in requirements]
+    while queue:
+        text, why = queue.pop()
+        requirement = Requirement(text)
+        extras = requirement.extras or {""}
+        name = requirement.name.lower().replace("_", "-")
+        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if not wanted or name in found:
+            continue
+        found[name] = why
+        try:
+            children = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for child in children:
+            marker = Requirement(child).marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras):
+                queue.append((child.split(";")[0], name))
+    return found
+
+
+def test_no_requirement_brings_another_framework():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    found = closure(project["dependencies"] + extras["demo"] + extras["test"])
+    assert {"jax", "numpy", "tensorstore", "pydicom"} <= set(found)  # tensorstore comes by way of orbax
+    foreign = {name: why for name, why in found.items() if name.split("-")[0] in (*FOREIGN, "tf", "nvidia")}
+    assert set(foreign) <= {"tensorflow-datasets", "tensorflow-metadata"}  # which need no TensorFlow
+    assert not {"tensorflow", "torch"} & set(found)
 
 
 def test_nothing_of_one_machine_in_tracked_files():
