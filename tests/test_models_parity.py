@@ -3,17 +3,9 @@
 import dataclasses
 
 import jax
+import model_references as ref
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="the reference models are torch's")
-import torchvision_stub
-
-torchvision_stub.install()
-pytest.importorskip("open_clip", reason="open_clip is the reference")
-pytest.importorskip("timm", reason="timm is the reference")
-
-import model_references as ref
 import torch
 
 from mmkd_jax.models import state_dict

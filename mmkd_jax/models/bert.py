@@ -17,8 +17,8 @@ from mmkd_jax.specs import TextTower
 class Embedding(nnx.Module):
     """A table of vectors, `embedding [V, D]`."""
 
-    def __init__(self, key: jax.Array, size: int, width: int):
-        self.embedding = nn.normal(key, (size, width), 0.02)
+    def __init__(self, size: int, width: int):
+        self.embedding = nn.normal((size, width), 0.02)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """int32 `[...]` to float32 `[..., D]`."""
@@ -28,15 +28,14 @@ class Embedding(nnx.Module):
 class Projection(nnx.Module):
     """Pooled text to the embedding: `kernel [D, E]`, or `up/kernel [D, M]`, GELU, `down/kernel [M, E]`."""
 
-    def __init__(self, key: jax.Array, width: int, embed: int, kind: str, dtype):
+    def __init__(self, width: int, embed: int, kind: str, dtype):
         self.kind = kind
         if kind == "linear":
-            self.kernel = nn.normal(key, (width, embed), width**-0.5)
+            self.kernel = nn.normal((width, embed), width**-0.5)
         else:
-            up, down = jax.random.split(key)
             middle = (width + embed) // 2
-            self.up = nn.Linear(up, (width,), (middle,), width**-0.5, dtype, bias=False)
-            self.down = nn.Linear(down, (middle,), (embed,), middle**-0.5, dtype, bias=False)
+            self.up = nn.Linear((width,), (middle,), width**-0.5, dtype, bias=False)
+            self.down = nn.Linear((middle,), (embed,), middle**-0.5, dtype, bias=False)
         self.dtype = np.dtype(dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,29 +57,14 @@ class BertText(nnx.Module):
     `layers` (stacked), `projection`.
     """
 
-    def __init__(self, key: jax.Array, spec: TextTower, embed: int, dtype=jnp.float32, remat: str = "none"):
-        tokens, positions, types, blocks, projection = jax.random.split(key, 5)
-        self.tokens = Embedding(tokens, spec.vocab_size, spec.width)
-        self.positions = nn.normal(positions, (spec.positions, spec.width), 0.02)
-        self.types = nn.normal(types, (2, spec.width), 0.02)
+    def __init__(self, spec: TextTower, embed: int, dtype=jnp.float32, remat: str = "none"):
+        self.tokens = Embedding(spec.vocab_size, spec.width)
+        self.positions = nn.normal((spec.positions, spec.width), 0.02)
+        self.types = nn.normal((2, spec.width), 0.02)
         self.embed_norm = nn.Norm(spec.width, spec.norm_epsilon)
         scales = nn.Scales.constant(0.02)
-        self.layers = nn.stack(
-            lambda k: nn.PostNormBlock(
-                k,
-                spec.width,
-                spec.heads,
-                spec.mlp_width,
-                spec.activation,
-                spec.norm_epsilon,
-                scales,
-                dtype,
-                spec.dropout,
-            ),
-            blocks,
-            spec.layers,
-        )
-        self.projection = Projection(projection, spec.width, embed, spec.projection, dtype)
+        self.layers = nn.stack(lambda: nn.PostNormBlock(spec, scales, dtype), spec.layers)
+        self.projection = Projection(spec.width, embed, spec.projection, dtype)
         self.spec, self.dtype, self.remat = spec, np.dtype(dtype), remat
 
     def hidden(self, text: TextBatch, key: jax.Array | None = None) -> jax.Array:

@@ -20,20 +20,13 @@ class ClipText(nnx.Module):
     Parameters: `tokens/embedding [V, D]`, `positions [P, D]`, `layers` (stacked), `norm`, `projection`.
     """
 
-    def __init__(self, key: jax.Array, spec: TextTower, embed: int, dtype=jnp.float32, remat: str = "none"):
-        tokens, positions, blocks, projection = jax.random.split(key, 4)
-        self.tokens = Embedding(tokens, spec.vocab_size, spec.width)
-        self.positions = nn.normal(positions, (spec.positions, spec.width), 0.01)
+    def __init__(self, spec: TextTower, embed: int, dtype=jnp.float32, remat: str = "none"):
+        self.tokens = Embedding(spec.vocab_size, spec.width)
+        self.positions = nn.normal((spec.positions, spec.width), 0.01)
         scales = nn.Scales.clip(spec.width, spec.layers)
-        self.layers = nn.stack(
-            lambda k: nn.PreNormBlock(
-                k, spec.width, spec.heads, spec.mlp_width, spec.activation, spec.norm_epsilon, scales, dtype
-            ),
-            blocks,
-            spec.layers,
-        )
+        self.layers = nn.stack(lambda: nn.PreNormBlock(spec, scales, dtype), spec.layers)
         self.norm = nn.Norm(spec.width, spec.norm_epsilon)
-        self.projection = Projection(projection, spec.width, embed, spec.projection, dtype)
+        self.projection = Projection(spec.width, embed, spec.projection, dtype)
         self.spec, self.dtype, self.remat = spec, np.dtype(dtype), remat
 
     def hidden(self, text: TextBatch) -> jax.Array:

@@ -18,6 +18,7 @@ from mmkd_jax.batch import TextBatch
 from mmkd_jax.errors import InputError
 from mmkd_jax.models.bert import BertText
 from mmkd_jax.models.clip_text import ClipText
+from mmkd_jax.models.layers import fill
 from mmkd_jax.models.vit import VisionTransformer
 from mmkd_jax.specs import ModelSpec
 
@@ -41,12 +42,7 @@ class DualEncoder:
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters: `{"image", "text", "logit_scale"}`, float32."""
-        params = {}
-        for tower, tower_key in zip(("image", "text"), jax.random.split(key), strict=True):
-            module = _build(tower, self.spec, np.dtype(self.dtype), self.remat, tower_key)
-            params[tower] = nnx.to_pure_dict(nnx.state(module, nnx.Param))
-        params["logit_scale"] = jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32)
-        return params
+        return _init(self, key)
 
     def shapes(self) -> Params:
         """The tree of `init` as `jax.ShapeDtypeStruct`, computed without allocating."""
@@ -93,15 +89,24 @@ class DualEncoder:
         return nnx.merge(graph, state)
 
 
-def _build(tower: str, spec: ModelSpec, dtype: np.dtype, remat: str, key: jax.Array) -> nnx.Module:
+@functools.partial(jax.jit, static_argnums=0)
+def _init(encoder: DualEncoder, key: jax.Array) -> Params:
+    params = {}
+    for tower, tower_key in zip(("image", "text"), jax.random.split(key), strict=True):
+        params[tower] = fill(_build(tower, encoder.spec, np.dtype(encoder.dtype), encoder.remat), tower_key)
+    params["logit_scale"] = jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32)
+    return params
+
+
+def _build(tower: str, spec: ModelSpec, dtype: np.dtype, remat: str) -> nnx.Module:
     if tower == "image":
-        return VisionTransformer(key, spec.image, spec.embed, dtype, remat)
+        return VisionTransformer(spec.image, spec.embed, dtype, remat)
     kind = {"bert": BertText, "clip": ClipText}[spec.text.kind]
-    return kind(key, spec.text, spec.embed, dtype, remat)
+    return kind(spec.text, spec.embed, dtype, remat)
 
 
 @functools.lru_cache(maxsize=64)
 def _skeleton(tower: str, spec: ModelSpec, dtype: np.dtype, remat: str):
     """Graph definition and abstract state of one tower."""
-    module = nnx.eval_shape(lambda: _build(tower, spec, dtype, remat, jax.random.key(0)))
+    module = nnx.eval_shape(lambda: _build(tower, spec, dtype, remat))
     return nnx.split(module)

@@ -3,12 +3,14 @@
 Initial values are keyed by the teacher's name, so that another teacher's presence does not change them.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mmkd_jax.errors import InputError
 
@@ -32,14 +34,8 @@ def init(key: jax.Array, widths: Mapping[str, int], embed: int, kind: str = "lin
     """
     if kind not in ("linear", "mlp"):
         raise InputError(f"head kind {kind!r} is not one of linear, mlp")
-    heads = {}
-    for name, width in widths.items():
-        own = jax.random.fold_in(key, int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
-        heads[name] = {
-            tower: _head(tower_key, embed, width, kind)
-            for tower, tower_key in zip(TOWERS, jax.random.split(own), strict=True)
-        }
-    return heads
+    names = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in widths}
+    return {name: _pair(jax.random.fold_in(key, names[name]), embed, width, kind) for name, width in widths.items()}
 
 
 def apply(head: Mapping[str, Any], x: jax.Array) -> jax.Array:
@@ -49,16 +45,20 @@ def apply(head: Mapping[str, Any], x: jax.Array) -> jax.Array:
     return _linear(head["down"], jax.nn.gelu(_linear(head["up"], x), approximate=False))
 
 
-def _head(key: jax.Array, embed: int, width: int, kind: str) -> dict[str, Any]:
-    if kind == "linear":
-        return _random(key, embed, width)
-    up, down = jax.random.split(key)
-    return {"up": _random(up, embed, 2 * embed), "down": _random(down, 2 * embed, width)}
-
-
-def _random(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-    kernel = inputs**-0.5 * jax.random.truncated_normal(key, -2.0, 2.0, (inputs, outputs), jnp.float32)
-    return {"kernel": kernel, "bias": jnp.zeros(outputs, jnp.float32)}
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _pair(key: jax.Array, embed: int, width: int, kind: str) -> dict[str, Any]:
+    """Both towers' heads of one teacher, out of one draw (XLA compiles the generator once)."""
+    shapes = {"": (embed, width)} if kind == "linear" else {"up": (embed, 2 * embed), "down": (2 * embed, width)}
+    ends = np.cumsum([inputs * outputs for inputs, outputs in shapes.values()])
+    draw = jax.random.truncated_normal(key, -2.0, 2.0, (len(TOWERS), int(ends[-1])), jnp.float32)
+    heads = {}
+    for tower, values in zip(TOWERS, draw, strict=True):
+        layers = {
+            name: {"kernel": inputs**-0.5 * part.reshape(inputs, outputs), "bias": jnp.zeros(outputs, jnp.float32)}
+            for (name, (inputs, outputs)), part in zip(shapes.items(), jnp.split(values, ends[:-1]), strict=True)
+        }
+        heads[tower] = layers[""] if kind == "linear" else layers
+    return heads
 
 
 def _linear(layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:

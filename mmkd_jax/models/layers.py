@@ -7,6 +7,7 @@ float32 compute means float32 on every device (`Precision.HIGHEST`: a TPU's defa
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from mmkd_jax.errors import InputError, near
+from mmkd_jax.specs import ImageTower, TextTower
 
 ACTIVATIONS: dict[str, Callable] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -50,9 +52,27 @@ class Scales:
         return cls(std, std, std, std)
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> nnx.Param:
-    """A float32 parameter from a normal distribution truncated at two standard deviations."""
-    return nnx.Param(std * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32))
+def normal(shape: tuple[int, ...], std: float) -> nnx.Param:
+    """A float32 parameter that `fill` draws with standard deviation `std` (before truncation)."""
+    return nnx.Param(jnp.zeros(shape, jnp.float32), std=std)
+
+
+def fill(module: nnx.Module, key: jax.Array) -> dict[str, Any]:
+    """A module's parameters as a plain dict, drawn from normal distributions truncated at two standard deviations.
+
+    All come out of one draw: XLA compiles the generator once, not once for each parameter (half a minute on a CPU).
+    """
+    state = nnx.state(module, nnx.Param)
+    leaves, tree = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    stds = [leaf.get_metadata().get("std") for leaf in leaves]
+    ends = np.cumsum([0 if std is None else leaf[...].size for leaf, std in zip(leaves, stds, strict=True)])
+    draw = jax.random.truncated_normal(key, -2.0, 2.0, (int(ends[-1]),), jnp.float32)
+    values = [
+        leaf[...] if std is None else std * draw[end - leaf[...].size : end].reshape(leaf[...].shape)
+        for leaf, std, end in zip(leaves, stds, ends, strict=True)
+    ]
+    filled = jax.tree.unflatten(tree, [leaf.replace(value) for leaf, value in zip(leaves, values, strict=True)])
+    return nnx.to_pure_dict(filled)
 
 
 def precision_for(dtype: np.dtype) -> jax.lax.Precision | None:
@@ -72,8 +92,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 class Linear(nnx.Module):
     """Contracts the trailing axes of the input with the leading axes of `kernel [*inputs, *outputs]`."""
 
-    def __init__(self, key, inputs: tuple[int, ...], outputs: tuple[int, ...], std: float, dtype, bias: bool = True):
-        self.kernel = normal(key, (*inputs, *outputs), std)
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], std: float, dtype, bias: bool = True):
+        self.kernel = normal((*inputs, *outputs), std)
         if bias:
             self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
         self.contracted, self.has_bias, self.dtype = len(inputs), bias, np.dtype(dtype)
@@ -110,10 +130,9 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for queries, keys and values."""
 
-    def __init__(self, key, width: int, heads: int, scales: Scales, dtype, dropout: float = 0.0):
-        qkv, out = jax.random.split(key)
-        self.qkv = Linear(qkv, (width,), (3, heads, width // heads), scales.qkv, dtype)
-        self.out = Linear(out, (heads, width // heads), (width,), scales.out, dtype)
+    def __init__(self, width: int, heads: int, scales: Scales, dtype, dropout: float = 0.0):
+        self.qkv = Linear((width,), (3, heads, width // heads), scales.qkv, dtype)
+        self.out = Linear((heads, width // heads), (width,), scales.out, dtype)
         self.dtype, self.dropout = np.dtype(dtype), dropout
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
@@ -139,10 +158,9 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Two linear maps with an activation between."""
 
-    def __init__(self, key, width: int, hidden: int, activation: str, scales: Scales, dtype):
-        up, down = jax.random.split(key)
-        self.up = Linear(up, (width,), (hidden,), scales.up, dtype)
-        self.down = Linear(down, (hidden,), (width,), scales.down, dtype)
+    def __init__(self, width: int, hidden: int, activation: str, scales: Scales, dtype):
+        self.up = Linear((width,), (hidden,), scales.up, dtype)
+        self.down = Linear((hidden,), (width,), scales.down, dtype)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -153,11 +171,10 @@ class MLP(nnx.Module):
 class PreNormBlock(nnx.Module):
     """Transformer block of ViT and of CLIP's text tower: normalise, transform, add."""
 
-    def __init__(self, key, width, heads, hidden, activation, epsilon, scales: Scales, dtype):
-        attention, mlp = jax.random.split(key)
-        self.norm1, self.norm2 = Norm(width, epsilon), Norm(width, epsilon)
-        self.attention = Attention(attention, width, heads, scales, dtype)
-        self.mlp = MLP(mlp, width, hidden, activation, scales, dtype)
+    def __init__(self, spec: ImageTower | TextTower, scales: Scales, dtype):
+        self.norm1, self.norm2 = Norm(spec.width, spec.norm_epsilon), Norm(spec.width, spec.norm_epsilon)
+        self.attention = Attention(spec.width, spec.heads, scales, dtype)
+        self.mlp = MLP(spec.width, spec.mlp_width, spec.activation, scales, dtype)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """`[n, length, width]` to the same; these towers have no dropout, so `key` changes nothing."""
@@ -168,12 +185,11 @@ class PreNormBlock(nnx.Module):
 class PostNormBlock(nnx.Module):
     """Transformer block of BERT (arXiv 1810.04805): transform, drop, add, normalise."""
 
-    def __init__(self, key, width, heads, hidden, activation, epsilon, scales: Scales, dtype, dropout: float):
-        attention, mlp = jax.random.split(key)
-        self.norm1, self.norm2 = Norm(width, epsilon), Norm(width, epsilon)
-        self.attention = Attention(attention, width, heads, scales, dtype, dropout)
-        self.mlp = MLP(mlp, width, hidden, activation, scales, dtype)
-        self.dropout = dropout
+    def __init__(self, spec: TextTower, scales: Scales, dtype):
+        self.norm1, self.norm2 = Norm(spec.width, spec.norm_epsilon), Norm(spec.width, spec.norm_epsilon)
+        self.attention = Attention(spec.width, spec.heads, scales, dtype, spec.dropout)
+        self.mlp = MLP(spec.width, spec.mlp_width, spec.activation, scales, dtype)
+        self.dropout = spec.dropout
 
     def __call__(self, x: jax.Array, mask: jax.Array | None, key: jax.Array | None) -> jax.Array:
         """`[n, length, width]` to the same; with a key, drops attention weights and both branches' outputs."""
@@ -182,9 +198,9 @@ class PostNormBlock(nnx.Module):
         return self.norm2(x + dropout(self.mlp(x), self.dropout, second))
 
 
-def stack(make: Callable[[jax.Array], nnx.Module], key: jax.Array, layers: int) -> nnx.Module:
-    """One module whose every parameter has a leading axis of `layers`, from `make(key)` of one layer."""
-    return nnx.vmap(make)(jax.random.split(key, layers))
+def stack(make: Callable[[], nnx.Module], layers: int) -> nnx.Module:
+    """One module whose every parameter has a leading axis of `layers`, from `make()` of one layer."""
+    return nnx.vmap(make, in_axes=(), axis_size=layers)()
 
 
 def apply_stack(

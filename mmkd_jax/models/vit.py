@@ -21,27 +21,20 @@ class VisionTransformer(nnx.Module):
     `pre_norm`, `layers` (stacked), `norm`, `projection/kernel [D, E]`.
     """
 
-    def __init__(self, key: jax.Array, spec: ImageTower, embed: int, dtype=jnp.float32, remat: str = "none"):
-        patch, token, positions, blocks, projection = jax.random.split(key, 5)
+    def __init__(self, spec: ImageTower, embed: int, dtype=jnp.float32, remat: str = "none"):
         size, width = spec.patch, spec.width
         timm = spec.layout == "timm"
         scales = nn.Scales.constant(0.02) if timm else nn.Scales.clip(width, spec.layers)
         table = 0.02 if timm else width**-0.5
         fan_in = 3 * size * size
-        self.patch = nn.Linear(patch, (1, size, size, 3), (width,), fan_in**-0.5, dtype, bias=spec.patch_bias)
-        self.class_token = nn.normal(token, (width,), table)
-        self.positions = nn.normal(positions, (1 + (spec.image_size // size) ** 2, width), table)
+        self.patch = nn.Linear((1, size, size, 3), (width,), fan_in**-0.5, dtype, bias=spec.patch_bias)
+        self.class_token = nn.normal((width,), table)
+        self.positions = nn.normal((1 + (spec.image_size // size) ** 2, width), table)
         if spec.pre_norm:
             self.pre_norm = nn.Norm(width, spec.norm_epsilon)
-        self.layers = nn.stack(
-            lambda k: nn.PreNormBlock(
-                k, width, spec.heads, spec.mlp_width, spec.activation, spec.norm_epsilon, scales, dtype
-            ),
-            blocks,
-            spec.layers,
-        )
+        self.layers = nn.stack(lambda: nn.PreNormBlock(spec, scales, dtype), spec.layers)
         self.norm = nn.Norm(width, spec.norm_epsilon)
-        self.projection = nn.Linear(projection, (width,), (embed,), width**-0.5, dtype, bias=False)
+        self.projection = nn.Linear((width,), (embed,), width**-0.5, dtype, bias=False)
         self.spec, self.dtype, self.remat = spec, np.dtype(dtype), remat
 
     def tokens(self, images: jax.Array) -> jax.Array:
