@@ -253,7 +253,7 @@ def test_probe_equals_newtons_solution_of_its_objective():
 
     flat = minimize(objective, np.zeros(21), jac=True, options={"gtol": 1e-9}).x
     reference = softmax(z @ flat[:18].reshape(6, 3) + flat[18:], 1)
-    np.testing.assert_allclose(linear_probe._scores(x, y, x, 3, 0.01), reference, atol=2e-3)
+    np.testing.assert_allclose(linear_probe._scores(linear_probe._model(0.01), x, y, x, 3), reference, atol=2e-3)
 
 
 def test_probe_learns_and_shuffled_labels_do_not():
@@ -275,8 +275,26 @@ def test_probe_never_sees_the_test_rows_and_holds_out_whole_groups():
     b = linear_probe.fit(x, y, groups, np.vstack([x[:5], 1e6 * np.ones((9, 6))]), 3)
     np.testing.assert_array_equal(a.scores, b.scores[:5])  # other test rows change nothing
     assert (a.strength, a.search) == (b.strength, b.search)
-    best = max(a.search.values())
-    assert a.strength == min(c for c, value in a.search.items() if value == best)  # the most regularised among equals
+    assert a.strength == min(a.search, key=a.search.get)
+
+
+def test_probe_chooses_by_the_loss_and_stops_when_it_rises():
+    from sklearn.metrics import log_loss
+
+    x, y = blobs(90, width=40)
+    fitted, held = linear_probe.hold_out(y, np.arange(90), 0)
+    search = linear_probe.choose(x, y, fitted, held, 3)
+    assert list(search) == list(linear_probe.STRENGTHS[: len(search)])
+    for strength, found in search.items():
+        cold = linear_probe._model(strength)  # fitted from zero, not from the solution for the C before
+        scores = linear_probe._scores(cold, x[fitted], y[fitted], x[held], 3)
+        counts = np.bincount(y[held])[y[held]]
+        assert found == pytest.approx(log_loss(y[held], scores, sample_weight=1 / counts), rel=0.05)
+    assert len(search) < len(linear_probe.STRENGTHS)
+    last = list(search.values())[-3:]
+    assert last == sorted(last)
+    noise = np.random.default_rng(0).permutation(y)
+    assert min(linear_probe.choose(x, noise, fitted, held, 3).values()) > 1.0  # nothing to learn: about log 3
 
 
 def test_probe_of_rare_and_absent_classes():
