@@ -39,7 +39,7 @@ def eval_image(image: Image.Image, p: Preprocess) -> np.ndarray:
     Sizes and crop offsets round as torchvision's Resize and CenterCrop do: the longer side is truncated, the offset
     rounded to even.
     """
-    image = _eight_bits(image)
+    image = eight_bits(image)
     image = image.convert("RGB") if p.rgb_first else image
     width, height = image.size
     short, long = min(width, height), max(width, height)
@@ -56,7 +56,7 @@ def normalise(images: Any, p: Preprocess) -> Any:
     return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """16-bit and 32-bit greyscale scaled to 8 bits by the mode's full range; PIL would clip at 255 instead."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         return Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) >> 8).astype(np.uint8), "L")

@@ -122,6 +122,8 @@ def _claim(workdir: epath.Path, config: dict[str, Any], job: setup.Job) -> None:
         if difference:
             raise InputError(f"{workdir} holds a run with another {difference}; use another --workdir, or that config")
         return
+    if jax.process_index() != 0:
+        return
     io.write_json(workdir / "provenance.json", {**provenance(job.batches.identity), "started": time.time()})
     io.write_json(path, record)
 

@@ -6,6 +6,7 @@ import sys
 import time
 import types
 
+import jax
 from etils import epath
 from tqdm import tqdm
 
@@ -16,10 +17,13 @@ class MetricsLog:
     """Writes scalars of a run to `metrics.jsonl` and TensorBoard events, and continues after a restart.
 
     Lines of steps that a restart will make again are dropped first, so that an interrupted run leaves the file of an
-    uninterrupted one (but for the time it took).
+    uninterrupted one (but for the time it took). Of several processes only the first writes: all have the same numbers.
     """
 
     def __init__(self, workdir: epath.Path, start: int):
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= start]
         io.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -27,14 +31,17 @@ class MetricsLog:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends the scalars of `step`."""
+        if not self._writes:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._tensorboard.write_scalars(step, scalars)
 
     def close(self) -> None:
         """Flushes what is buffered."""
-        self._tensorboard.flush()
-        self._tensorboard.close()
+        if self._writes:
+            self._tensorboard.flush()
+            self._tensorboard.close()
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:

@@ -50,7 +50,7 @@ def make_step(
         (loss, (reports, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **reports}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **reports}
         return TrainState(state.step + 1, params, opt_state, extra), metrics
 
     return step_fn
