@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+import torchvision_stub
 from PIL import Image
 
 from mmkd_jax import report
@@ -124,6 +125,30 @@ def test_class_embeddings_by_hand_and_against_the_flat_mean():
     assert np.abs(found - unnormalised).max() > 0.01  # leaving out the first normalisation is noticed
     with pytest.raises(InputError, match="do not divide"):
         zeroshot.class_embeddings(features, [3, 3])
+
+
+def test_class_embeddings_equal_open_clip():
+    torch = pytest.importorskip("torch", reason="torch is the reference and is not installed")
+    torchvision_stub.install()
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is the reference and is not installed")
+    table = torch.randn(300, 16, generator=torch.Generator().manual_seed(0)) * 7
+
+    class Model:
+        def encode_text(self, tokens, normalize=False):
+            raw = table[tokens].mean(1)
+            return torch.nn.functional.normalize(raw, dim=-1) if normalize else raw
+
+    def tokenizer(texts):
+        return torch.tensor([[ord(c) for c in text.ljust(40)] for text in texts])
+
+    templates = ["a scan of {}.", "{}", "an image of {}"]
+    reference = open_clip.build_zero_shot_classifier(
+        Model(), tokenizer, CLASSES, [lambda c, t=t: t.format(c) for t in templates], num_classes_per_batch=2
+    )
+    made = prompts.from_templates(CLASSES, templates)
+    texts = [text for of_class in made.sentences for text in of_class]
+    found = zeroshot.class_embeddings(Model().encode_text(tokenizer(texts)).numpy(), [3, 3, 3])
+    np.testing.assert_allclose(found, reference.T.numpy(), atol=2e-6)
 
 
 def test_probabilities_are_the_softmax_of_scaled_cosines():
@@ -441,6 +466,8 @@ def test_teacher_as_an_encoder():
     assert encoder.encode_text(["four"]).tolist() == [[4, 4, 4]]
     with pytest.raises(InputError, match="projected features only"):
         encoder.encode_image([], projected=False)
+    teacher.encode_image = lambda images, projected=True: images.mean((1, 2)) + 100 * (not projected)
+    assert encoder.encode_image([Image.new("RGB", (4, 4), (9, 6, 3))], projected=False).tolist() == [[109, 106, 103]]
 
 
 # ---------------------------------------------------------------- results.json

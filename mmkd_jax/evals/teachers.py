@@ -1,5 +1,6 @@
 """A teacher as an encoder: whatever `teachers.load` gives, called like a student."""
 
+import inspect
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,10 +26,12 @@ class TeacherEncoder:
         self._teacher = teacher
 
     def encode_image(self, images: Sequence, projected: bool = True) -> np.ndarray:
-        """Float32 `[n, width]` of PIL images."""
-        if not projected:
+        """Float32 `[n, width]` of PIL images; before the projection if not `projected` and the teacher can."""
+        encode = self._teacher.encode_image
+        if not projected and "projected" not in inspect.signature(encode).parameters:
             raise InputError(f"{self.name} gives projected features only; leave the probe layer at embedding")
-        return np.asarray(self._teacher.encode_image(np.stack([self._teacher.preprocess(image) for image in images])))
+        options = {} if projected else {"projected": False}
+        return np.asarray(encode(np.stack([self._teacher.preprocess(image) for image in images]), **options))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Float32 `[m, width]`."""
