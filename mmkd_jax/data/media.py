@@ -51,7 +51,6 @@ def shrink(image: Image.Image, max_side: int, jpeg_above: int = 256) -> tuple[by
     Returns:
       The file and its codec.
     """
-    image = preprocess.eight_bits(image)
     image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     scale = max_side / max(image.size)
     if scale < 1:

@@ -105,7 +105,6 @@ class ViewPolicy:
         """
         if self.kind == "center":
             return preprocess.eval_image(image, specs.Preprocess(size=size))
-        image = preprocess.eight_bits(image)
         if image.mode != "L":  # grey is resized as one channel: the same values for a third of the work
             image = image.convert("RGB")
         view = image.crop(self.box(id, k, *image.size)).resize((size, size), Image.Resampling.BICUBIC)
