@@ -53,13 +53,13 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.fast:
         config.steps = ConfigDict({"teacher": 24, "stage1": 24, "stage2": 24})
         config.bootstrap = 200
-        config.vocabulary = 512
+        config.vocabulary = 1024
         config.both = (
             "--config.model.image.image_size=32",
             "--config.model.preprocess.size=32",
             "--config.model.image.layers=1",
             "--config.model.text.layers=1",
-            "--config.model.text.vocab_size=512",
+            "--config.model.text.vocab_size=1024",
             "--config.batch=64",
         )
     return config

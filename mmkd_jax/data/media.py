@@ -9,7 +9,6 @@ import struct
 
 from PIL import Image
 
-from mmkd_jax import preprocess
 from mmkd_jax.errors import InputError
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
