@@ -84,7 +84,7 @@ def _retrieval(board: Board) -> list[Markup | None]:
     summary = element("summary", "Strict reading: only an item's own partner counts")
     folded = element("details", summary, element("div", strict, class_="pair")) if strict else None
     merged = element("div", tables.retrieval(board, strict=False), class_="pair")
-    lede = "Held-out pairs. Recall at 1, 5 and 10 in percent and the median rank; items of the same case count as right."
+    lede = "Held-out pairs. Recall at 1, 5 and 10 in percent, and the median rank. A case's own items count as right."
     numbers = _section("Retrieval", lede, merged if strict or "<table" in merged else None, folded, name="retrieval")
     shown = tables.examples(board.data.get("examples", ()))
     lede = "Queries drawn at random, not chosen. The number is the cosine."

@@ -64,7 +64,8 @@ def main_plot(
     grid = _grid(frame, top + 6, y)
     height = y + 34
     title = f"{_TASKS.get(task, task)} {_METRICS.get(metric, metric)}"
-    note = "Percent, 95 % intervals. Dotted: chance." + ("" if frame.narrow else " Line: best teacher of the set.")
+    note = "Percent, 95 % intervals. Dotted: chance."
+    note += " Line: best teacher of the set." if board.kind("teacher") and not frame.narrow else ""
     head = [
         element("text", title, x=20, y=28, class_="title"),
         element("text", note, x=20, y=47, class_="soft"),
@@ -133,7 +134,7 @@ def _names(one: Dataset, frame: Frame, y: float, middle: float) -> list[Markup]:
         room = int((frame.right - frame.left - 90 - 8 * len(label)) / 6)
         detail = element("tspan", f"  {_cut(one.detail, room)}", class_="tiny") if room > 8 else None
         return [element("text", label, detail, x=frame.left, y=y + 21, class_="name")]
-    lines = textwrap.wrap(one.detail, 33, max_lines=2, placeholder="…")
+    lines = textwrap.wrap(one.detail.replace(" = ", "\u00a0=\u00a0"), 33, max_lines=2, placeholder="…")
     top = middle + 3 - 7 * len(lines)
     names = [element("text", _cut(one.label, 26), x=20, y=top, class_="name")]
     return names + [element("text", text, x=20, y=top + 17 + 14 * k, class_="tiny") for k, text in enumerate(lines)]

@@ -8,13 +8,13 @@ from mmkd_jax.report.markup import Markup, duration, element, percent
 
 
 def tiles(board: Board, task: str = "zeroshot", metric: str = "balanced_accuracy") -> list[Markup]:
-    """The main numbers: the highlighted model, the best single teacher, sets won, time taken."""
+    """The main numbers: means of the highlighted model and the best single teacher, sets won, time taken."""
     sets = [one.name for one in board.datasets(task, metric)]
     own = board.highlight
     found = []
-    if sets and own and (row := board.get(task, metric, sets[0], own.name)):
+    if MEAN in sets and own and (row := board.get(task, metric, MEAN, own.name)):
         found.append(("lead", percent(row["value"]), "%", f"{own.label}: {_where(board, task, metric)}", _range(row)))
-    if sets and (row := board.best(task, metric, sets[0], "teacher")):
+    if MEAN in sets and (row := board.best(task, metric, MEAN, "teacher")):
         name = f"best single teacher ({board.label(row['model'])})"
         found.append(("teacher", percent(row["value"]), "%", name, _range(row)))
     duels = _duels(board, sets, task, metric)
@@ -35,9 +35,7 @@ def tiles(board: Board, task: str = "zeroshot", metric: str = "balanced_accuracy
 
 def _where(board: Board, task: str, metric: str) -> str:
     names = {"zeroshot": "zero-shot", "linear_probe": "linear probe"}
-    where = board.datasets(task, metric)[0]
-    kind = f"{names.get(task, task)} {metric.replace('_', ' ')}"
-    return f"{kind}, {where.label.lower()}" if where.name == MEAN else f"{kind} on {where.label}"
+    return f"{names.get(task, task)} {metric.replace('_', ' ')}, {board.datasets(task, metric)[0].label.lower()}"
 
 
 def _range(row: Mapping) -> str:
