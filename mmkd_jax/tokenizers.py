@@ -108,12 +108,12 @@ def from_files(
 
 
 def train(spec: TokenizerSpec, texts: Sequence[str], *, vocab_size: int, context: int) -> Tokenizer:
-    """Learns a vocabulary of at most `vocab_size` tokens from captions, for a model that starts from nothing.
+    """Learns a vocabulary of `vocab_size` tokens from captions, for a model that starts from nothing.
 
-    The result depends on the captions alone. Fewer tokens come out where the captions have nothing left to merge.
+    The result depends on the captions alone.
 
     Raises:
-      InputError: `vocab_size` does not even hold the alphabet.
+      InputError: `vocab_size` does not even hold the alphabet, or the captions do not give so many tokens.
     """
     engine = _pipeline(spec, Engine(models.BPE()))
     words: dict[str, int] = {}
@@ -173,7 +173,7 @@ def _lowercases(normalizer: dict) -> bool:
 def _bpe_vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """CLIP's order of ids: 256 bytes, the same at a word's end, the merges, begin and end of text."""
     tokens = [*vocabulary.BYTES, *(f"{b}</w>" for b in vocabulary.BYTES), *("".join(m) for m in merges), *BPE_SPECIAL]
-    return {token: i for i, token in enumerate(tokens)}
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}
 
 
 def _engine(spec: TokenizerSpec, vocab: dict[str, int], merges: list[tuple[str, str]]) -> Engine:

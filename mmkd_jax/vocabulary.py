@@ -24,23 +24,23 @@ def _bytes() -> list[str]:
 BYTES = _bytes()
 
 
-def learn_bpe(words: Mapping[str, int], merges: int) -> list[Pair]:
-    """At most `merges` merges for CLIP's BPE, from words spelled in `BYTES` with their counts.
+def learn_bpe(words: Mapping[str, int], size: int) -> list[Pair]:
+    """Merges that make `size` new tokens for CLIP's BPE, from words spelled in `BYTES` with their counts.
 
     Raises:
-      InputError: a negative number, which is a vocabulary smaller than the alphabet.
+      InputError: the number is negative, that is the vocabulary smaller than the alphabet, or the words give fewer.
     """
-    if merges < 0:
-        raise InputError(f"the vocabulary is {-merges} tokens too small to hold CLIP's byte alphabet")
+    if size < 0:
+        raise InputError(f"the vocabulary is {-size} tokens too small to hold CLIP's byte alphabet")
     spelled = {word: (*word[:-1], f"{word[-1]}</w>") for word in words}
-    return _learn(spelled, words, merges, lambda left, right: left + right)
+    return _learn(spelled, words, size, lambda left, right: left + right)
 
 
 def learn_wordpiece(words: Mapping[str, int], size: int) -> list[str]:
-    """At most `size` tokens for WordPiece, from words with their counts: the alphabet, then merged pieces.
+    """`size` tokens for WordPiece, from words with their counts: the alphabet, then merged pieces.
 
     Raises:
-      InputError: the alphabet alone is larger.
+      InputError: the alphabet alone is larger, or the words give fewer.
     """
     spelled = {word: (word[0], *(f"##{letter}" for letter in word[1:])) for word in words}
     alphabet = sorted({piece for pieces in spelled.values() for piece in pieces})
@@ -54,8 +54,8 @@ def _join(left: str, right: str) -> str:
     return left + right.removeprefix("##")
 
 
-def _learn(spelled: Mapping[str, tuple[str, ...]], counts: Mapping[str, int], merges: int, join) -> list[Pair]:
-    """The most frequent pairs, one after another, each applied before the next is chosen."""
+def _learn(spelled: Mapping[str, tuple[str, ...]], counts: Mapping[str, int], size: int, join) -> list[Pair]:
+    """The most frequent pairs, each applied before the next is chosen, until they make `size` different tokens."""
     words = {word: list(pieces) for word, pieces in spelled.items()}
     frequency: Counter[Pair] = Counter()
     where: defaultdict[Pair, set[str]] = defaultdict(set)
@@ -66,13 +66,13 @@ def _learn(spelled: Mapping[str, tuple[str, ...]], counts: Mapping[str, int], me
     queue = [(-count, pair) for pair, count in frequency.items()]
     heapq.heapify(queue)
     learned: list[Pair] = []
-    while queue and len(learned) < merges:
+    made: set[str] = set()
+    while queue and len(made) < size:
         count, best = heapq.heappop(queue)
-        if -count != frequency[best]:
+        if count == 0 or -count != frequency[best]:
             continue  # outdated: the pair was queued again when its count changed
-        if -count < 2:
-            break
         learned.append(best)
+        made.add(join(*best))
         changed = set()
         for word in where.pop(best):
             before, after = words[word], _merge(words[word], best, join)
@@ -85,6 +85,8 @@ def _learn(spelled: Mapping[str, tuple[str, ...]], counts: Mapping[str, int], me
                 where[pair].add(word)
         for pair in changed:
             heapq.heappush(queue, (-frequency[pair], pair))
+    if len(made) < size:
+        raise InputError(f"these captions give {size - len(made)} tokens fewer than asked for; ask for fewer")
     return learned
 
 
