@@ -19,7 +19,7 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in `data` (JPEG, PNG, TIFF, ...), loaded, in its own mode, without EXIF or comments.
+    """The picture in `data` (JPEG, PNG, TIFF, ...), loaded, of 8 bits a channel, without EXIF or comments.
 
     EXIF orientation is not applied, as the published preprocessing does not apply it.
 
@@ -44,7 +44,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise InputError(f"a picture exceeds the limit of {max_pixels} px; shrink it") from error
     except Exception as error:  # PIL's decoders raise almost anything on damaged data
         raise InputError(f"not a readable picture ({error}); leave it out or write it again") from error
-    plain = image.copy()
+    plain = eight_bits(image).copy()
     plain.info = {key: image.info[key] for key in ("transparency",) if key in image.info}
     return plain
 

@@ -88,7 +88,7 @@ def test_normalise_is_alike_for_numpy_and_jax():
 def test_sixteen_bits_keep_their_range():
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     image = preprocess.decode(encoded(Image.fromarray(values)))
-    assert image.size == (64, 64)
+    assert (image.size, image.mode) == ((64, 64), "L")
     grey = preprocess.eval_image(image, Preprocess(size=64))
     assert np.abs(grey - (values / 257.0)[..., None]).max() < 1.0
     assert len(np.unique(grey)) == 256
