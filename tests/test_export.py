@@ -1,0 +1,203 @@
+"""open_clip loads what we export and computes the same features, wherever the folder lies; nothing is half-written."""
+
+import dataclasses
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mmkd_jax import export, io, tokenizers
+from mmkd_jax.errors import InputError
+from mmkd_jax.models import open_clip as folders
+from mmkd_jax.models import state_dict
+from mmkd_jax.models.dual_encoder import DualEncoder
+from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
+
+CAPTIONS = [
+    "Axial CT shows a 3.5 cm mass in the right lung, with spiculated margins!",
+    "Chest X-ray: no pneumothorax; the heart isn't enlarged.",
+    "a very long caption " * 20,
+    "HELLO !!! Ångström &amp; é",
+]
+IMAGE = ImageTower(64, 2, 4, 8, 32, 128, "quick_gelu")
+
+
+def bert_spec(**changes) -> ModelSpec:
+    text = TextTower(width=40, layers=2, heads=5, mlp_width=72, vocab_size=120, positions=32, context=16)
+    values = {"image": IMAGE, "text": text, "embed": 48, "preprocess": Preprocess(32), "name": "small bert"}
+    return ModelSpec(**{**values, **changes})
+
+
+def clip_spec(**image) -> ModelSpec:
+    text = TextTower("clip", 40, 2, 5, 120, 600, 16, 16, "quick_gelu", 1e-5, "linear", 0.0)
+    tower = dataclasses.replace(IMAGE, **image)
+    return bert_spec(image=tower, text=text, tokenizer=TokenizerSpec("bpe"), name="small clip", license="mit")
+
+
+def timm_spec() -> ModelSpec:
+    tower = ImageTower(192, 12, 3, 16, 224, 768, "gelu", 1e-6, False, True, "timm")
+    return bert_spec(image=tower, preprocess=Preprocess(224))
+
+
+SPECS = {"bert": bert_spec, "clip": clip_spec, "timm": timm_spec}
+
+
+def model(spec: ModelSpec):
+    """Parameters with nothing zero or one, and a tokenizer learned from the captions."""
+    params = DualEncoder(spec).init(jax.random.key(0))
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32), params)
+    return params, tokenizers.train(
+        spec.tokenizer, CAPTIONS, vocab_size=spec.text.vocab_size, context=spec.text.context
+    )
+
+
+def relative(ours, theirs) -> float:
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+def parity(spec, params, tokenizer, theirs, their_tokenizer):
+    """Relative errors of image features, of text features on our tokens, and on their tokenizer's."""
+    import torch
+
+    size = spec.image.image_size
+    images = np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
+    encoder, batch = DualEncoder(spec), tokenizer(CAPTIONS)
+    with torch.no_grad():
+        image = theirs.encode_image(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        text = theirs.encode_text(torch.from_numpy(batch.ids.astype(np.int64))).numpy()
+        own = theirs.encode_text(their_tokenizer(CAPTIONS)).numpy()
+    features = jax.jit(encoder.encode_text)(params, batch)
+    return (
+        relative(jax.jit(encoder.encode_image)(params, images), image),
+        relative(features, text),
+        relative(features, own),
+    )
+
+
+@pytest.fixture(scope="module")
+def open_clip():
+    pytest.importorskip("torch", reason="open_clip needs torch")
+    import torchvision_stub
+
+    torchvision_stub.install()
+    pytest.importorskip("timm", reason="timm is not installed")
+    return pytest.importorskip("open_clip", reason="open_clip is not installed")
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_open_clip_computes_the_same(open_clip, kind, tmp_path):
+    spec = SPECS[kind]()
+    params, tokenizer = model(spec)
+    out = export.export_open_clip(spec, {**params, "heads": {}}, tokenizer, tmp_path / "out")
+    theirs = open_clip.create_model(f"local-dir:{out}", require_pretrained=True).eval()
+    errors = parity(spec, params, tokenizer, theirs, open_clip.get_tokenizer(f"local-dir:{out}"))
+    assert max(errors) <= 2e-5
+    assert theirs.logit_scale.item() == pytest.approx(float(params["logit_scale"]))
+    assert tuple(theirs.visual.preprocess_cfg["mean"]) == spec.preprocess.mean
+
+
+def test_the_cards_way_to_load_a_moved_folder_works(open_clip, tmp_path):
+    spec = bert_spec()
+    params, tokenizer = model(spec)
+    (tmp_path / "elsewhere").mkdir()
+    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out").rename(tmp_path / "elsewhere" / "model")
+    snippets = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(snippets[-1].replace("THE_FOLDER", str(out)), names)
+    assert max(parity(spec, params, tokenizer, names["model"].eval(), names["tokenizer"])) <= 2e-5
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_config_alone_describes_the_model(kind, tmp_path):
+    spec = SPECS[kind]()
+    params, tokenizer = model(spec)
+    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out")
+    exact, tensors, file = folders.load_folder(io.as_path(out), "same")
+    assert exact == dataclasses.replace(spec, name="same")
+    assert file.name == "open_clip_model.safetensors"
+    (out / "mmkd_spec.json").unlink()
+    read, _, _ = folders.load_folder(io.as_path(out), spec.name)
+    assert read == dataclasses.replace(spec, license="unknown")
+    jax.tree.map(np.testing.assert_array_equal, state_dict.to_params(read, tensors), params)
+
+
+def test_the_card_tells_data_teachers_recipe_and_results(tmp_path):
+    spec = clip_spec()
+    params, tokenizer = model(spec)
+    card = {
+        "data": "Two sets.",
+        "teachers": [{"name": "first", "license": "mit"}, {"name": "second", "license": "cc-by-nc-4.0"}],
+        "recipe": {"lr": 1e-3, "loss": {"icl": 1}},
+        "results": [{"dataset": "busi", "value": 0.71234}],
+    }
+    text = (export.export_open_clip(spec, params, tokenizer, tmp_path / "out", card=card) / "README.md").read_text()
+    assert text.startswith("---\nlicense: mit\n")
+    assert "| second | cc-by-nc-4.0 |" in text
+    assert '- loss: `{"icl": 1}`' in text
+    assert "| busi | 0.7123 |" in text
+    assert "Two sets." in text
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
+    spec = clip_spec()
+    params, tokenizer = model(spec)
+
+    def refused(match, **changes):
+        values = {"spec": spec, "params": params, "tokenizer": tokenizer, "out": tmp_path / "new"} | changes
+        with pytest.raises(InputError, match=match):
+            export.export_open_clip(**values)
+        assert not (tmp_path / "new").exists()
+        assert not list(tmp_path.glob(".*"))
+
+    (tmp_path / "there").mkdir()
+    refused("exists; choose another folder", out=tmp_path / "there")
+    refused("no part \\['recipes'\\]", card={"recipes": ""})
+    refused("600 tokens, small bert has 120", spec=bert_spec())
+    biased = clip_spec(patch_bias=True)
+    refused("no common form for a patch bias without timm", spec=biased)
+    refused("two activations", spec=clip_spec(activation="gelu"))
+    monkeypatch.setattr(export, "model_card", lambda *args: (_ for _ in ()).throw(InputError("disk full")))
+    refused("disk full")
+
+
+def test_a_config_for_something_else_is_refused(tmp_path):
+    spec = clip_spec()
+    params, tokenizer = model(spec)
+    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out")
+    (out / "mmkd_spec.json").unlink()
+    config = json.loads((out / "open_clip_config.json").read_text())
+
+    def refused(match, part, **changes):
+        changed = json.loads(json.dumps(config))
+        changed["model_cfg"][part].update(changes)
+        (out / "open_clip_config.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=match):
+            folders.load_folder(io.as_path(out), "x")
+
+    refused("a ResNet as the image tower", "vision_cfg", layers=[3, 4, 6, 3])
+    refused("vision_cfg.ls_init_value = 0.1 is not supported", "vision_cfg", ls_init_value=0.1)
+    refused("text_cfg.no_causal_mask = True is not supported", "text_cfg", no_causal_mask=True)
+    refused("did you mean 'vit_base_patch16_224'", "vision_cfg", timm_model_name="vit_base_patch16_244")
+    refused("BERT 'roberta-base' is not known here", "text_cfg", hf_model_name="roberta-base")
+    (out / "open_clip_config.json").write_text("{}")
+    with pytest.raises(InputError, match="does not describe a model"):
+        folders.load_folder(io.as_path(out), "x")
+
+
+def test_the_names_before_open_clip_2_are_read(tmp_path):
+    spec = timm_spec()
+    params, tokenizer = model(spec)
+    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out")
+    (out / "mmkd_spec.json").unlink()
+    config = json.loads((out / "open_clip_config.json").read_text())
+    text = config["model_cfg"]["text_cfg"]
+    text["proj"], text["pooler_type"] = text.pop("hf_proj_type"), text.pop("hf_pooler_type")
+    (out / "open_clip_config.json").write_text(json.dumps(config))
+    assert folders.load_folder(io.as_path(out), spec.name)[0] == spec
+    text["pooler_type"] = "mean_pooler"
+    (out / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="pooling 'mean_pooler'"):
+        folders.load_folder(io.as_path(out), spec.name)
