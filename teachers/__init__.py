@@ -1,0 +1,169 @@
+"""Teachers: published CLIP models, and any model of ours, behind one interface.
+
+`teachers.load(name, weights=PATH)` gives a `Teacher`; the library never imports this package, only commands do.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from mmkd_jax import api, io, preprocess, tokenizers
+from mmkd_jax.batch import TextBatch
+from mmkd_jax.errors import InputError
+from mmkd_jax.evals.teachers import TeacherEncoder
+from mmkd_jax.models import open_clip, state_dict
+from mmkd_jax.models import weights as _weights
+from mmkd_jax.models.dual_encoder import DualEncoder, Params
+from mmkd_jax.specs import ModelSpec
+from teachers import specs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """A dual encoder as it was published, in float32.
+
+    Attributes:
+      name: what it is called here; its features go under this name.
+      checkpoint: where its weights come from.
+      spec: architecture, preprocessing, tokenizer kind, licence.
+      params: `{"image", "text", "logit_scale"}`.
+      tokenizer: texts to `TextBatch`.
+      weights_hash: SHA-256 of the weights' file, or of the parameters of a checkpoint of ours.
+      micro_batch: pictures or texts at a time; a result does not depend on how many there are beside.
+    """
+
+    name: str
+    checkpoint: str
+    spec: ModelSpec
+    params: Params
+    tokenizer: tokenizers.Tokenizer
+    weights_hash: str
+    micro_batch: int = 64
+
+    @functools.cached_property
+    def preprocess_hash(self) -> str:
+        """Identity of what happens to pictures and texts before the towers."""
+        files = {name: io.sha256(data) for name, data in self.tokenizer.files().items()}
+        picture, text = dataclasses.asdict(self.spec.preprocess), dataclasses.asdict(self.spec.tokenizer)
+        return io.hash_of({"picture": picture, "text": text, "context": self.tokenizer.context, "files": files})
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines, exponentiated."""
+        return float(np.exp(self.params["logit_scale"]))
+
+    def preprocess(self, image: Image.Image) -> np.ndarray:
+        """A picture as the image tower takes it, float32 `[S, S, 3]`."""
+        return preprocess.normalise(preprocess.eval_image(image, self.spec.preprocess), self.spec.preprocess)
+
+    def tokenize(self, texts: Sequence[str]) -> TextBatch:
+        """Texts as the text tower takes them, int32 `[n, context]` each."""
+        return self.tokenizer(texts)
+
+    def encode_image(self, images: np.ndarray, projected: bool = True) -> np.ndarray:
+        """Preprocessed pictures float32 `[n, S, S, 3]` to the tower's own output, float32 `[n, embed]`, any length.
+
+        `projected=False` gives the features before the projection, float32 `[n, width]`.
+        """
+        encode = functools.partial(_encode, DualEncoder(self.spec), "image", projected, self.params)
+        return api.in_batches(encode, np.asarray(images, np.float32), self.micro_batch)
+
+    def encode_text(self, text: TextBatch, projected: bool = True) -> np.ndarray:
+        """Tokens to the tower's own output, float32 `[n, embed]`; as `encode_image`."""
+        encode = functools.partial(_encode, DualEncoder(self.spec), "text", projected, self.params)
+        return api.in_batches(encode, text, self.micro_batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _encode(model: DualEncoder, tower: str, projected: bool, params: Params, inputs: Any) -> jax.Array:
+    encode = model.encode_image if tower == "image" else model.encode_text
+    return encode(params, inputs, projected=projected)
+
+
+def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_batch: int = 64) -> Teacher:
+    """A teacher from its weights.
+
+    Args:
+      name: what to call it; for a bare weights file the name of a record in `teachers.specs` (or a dotted path).
+      weights: an open_clip folder (config, safetensors, tokenizer); a safetensors file, or a folder with one, with
+        the vocabulary beside it; or a run's folder or checkpoint of ours.
+      backend: `flax`.
+      micro_batch: pictures or texts at a time.
+
+    Raises:
+      InputError: the weights are missing, damaged, a pickle, or not of the model that the spec or config describes.
+    """
+    if backend != "flax":
+        raise InputError(f"backend {backend!r} is not there; take flax")
+    path = io.as_path(weights)
+    if not path.exists():
+        raise InputError(f"teacher {name}: {path} does not exist; give its weights")
+    if (path / open_clip.CONFIG).exists():
+        spec, tensors, file = open_clip.load_folder(path, name)
+        return _published(name, _with_facts(spec), tensors, file, micro_batch)
+    if path.is_dir() and not _is_bare(path):
+        student = api.load(path, name=name)
+        spec = dataclasses.replace(student.spec, name=name)
+        params = jax.tree.map(np.asarray, student.params)
+        return Teacher(name, os.fspath(path), spec, params, student.tokenizer, _hash(params), micro_batch)
+    file = _weights.find_weights(path) if path.is_dir() else path
+    return _published(name, specs.find(name).spec, _weights.read_tensors(file), file, micro_batch)
+
+
+def parse(entries: Sequence[str]) -> dict[str, str]:
+    """`NAME=WEIGHTS` arguments of a command line as a dict.
+
+    Raises:
+      InputError: an entry has another form, or a name occurs twice.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"{entry!r} is not of the form NAME=WEIGHTS")
+        if name in found:
+            raise InputError(f"teacher {name} is given twice; give each its own name")
+        found[name] = path
+    return found
+
+
+def as_encoder(teacher: Teacher, name: str = "") -> TeacherEncoder:
+    """`teacher` in the form that evaluators take; results call it `name`, or `teacher:` and its own name."""
+    return TeacherEncoder((name or teacher.name).removeprefix("teacher:"), teacher.checkpoint, teacher)
+
+
+def _published(name: str, spec: ModelSpec, tensors: state_dict.Tensors, file: epath.Path, micro_batch: int) -> Teacher:
+    """A teacher of published weights, with the vocabulary that lies beside them."""
+    params = state_dict.to_params(spec, tensors)
+    text = spec.text
+    tokenizer = tokenizers.load(spec.tokenizer, file.parent, context=text.context, vocab_size=text.vocab_size)
+    return Teacher(name, os.fspath(file), spec, params, tokenizer, io.sha256_file(file), micro_batch)
+
+
+def _with_facts(spec: ModelSpec) -> ModelSpec:
+    """Licence, source and modalities of the record of this name, where the folder does not tell."""
+    if spec.license != "unknown" or spec.name not in specs.TEACHERS:
+        return spec
+    known = specs.find(spec.name).spec
+    return dataclasses.replace(spec, license=known.license, source=known.source, modalities=known.modalities)
+
+
+def _is_bare(folder: epath.Path) -> bool:
+    """Whether a folder holds a weights file and not a run."""
+    return any(child.suffix in (".safetensors", ".bin", ".pt", ".pth") for child in folder.iterdir())
+
+
+def _hash(params: Params) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} ".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
