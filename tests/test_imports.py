@@ -1,6 +1,7 @@
 """What may import what, and the style that the code keeps: checked over the tree, and in fresh processes."""
 
 import ast
+import functools
 import pathlib
 import re
 import subprocess
@@ -87,6 +88,43 @@ def test_direction_of_dependencies(path):
         assert not imported(tree, top_level=False) & set(FOREIGN)
         assert "teachers" not in imported(tree, top_level=True)
     assert not imported(tree, top_level=True) & set(FOREIGN)
+
+
+def declared(*extras: str) -> set[str]:
+    """Distributions that pyproject.toml names, with those of some extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(r for extra in extras for r in project["optional-dependencies"][extra])]
+    return {Requirement(text).name.lower().replace("_", "-") for text in wanted}
+
+
+@functools.cache
+def holders_of_packages() -> dict[str, list[str]]:
+    """The distributions that hold each package: {package: [distribution]}."""
+    # google is a namespace that many share; google.protobuf is what is meant here.
+    return {**metadata.packages_distributions(), "google": ["protobuf"]}
+
+
+def undeclared(tree: ast.Module, names: set[str]) -> set[str]:
+    """Packages that a module imports anywhere and that no distribution among `names` holds."""
+    own = {*sys.stdlib_module_names, *FOREIGN, "mmkd_jax", "teachers"}
+    return {
+        package
+        for package in imported(tree, top_level=False) - own
+        if not {name.lower().replace("_", "-") for name in holders_of_packages().get(package, [])} & names
+    }
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_imported_is_declared(path):
+    """Not left to what another package happens to bring; the demo's own sources may need its extra."""
+    names = declared("demo") if "sources" in path.parts else declared()
+    assert undeclared(ast.parse(path.read_text()), names) == set()
+
+
+def test_undeclared_imports_are_seen():
+    tree = ast.parse("import pytest, numpy, torch\ndef f():\n  import pydicom, transformers")
+    assert undeclared(tree, declared()) == {"pytest", "pydicom", "transformers"}
+    assert undeclared(tree, declared("demo", "test")) == set()
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from mmkd_jax import registry
+from mmkd_jax import preprocess, registry
 from mmkd_jax.cli import main
 from mmkd_jax.data import media
 from mmkd_jax.data.ingest import ingest
@@ -109,7 +109,10 @@ def test_shrink():
     np.testing.assert_array_equal(pixels(data), np.asarray(expected))
     assert Image.open(io.BytesIO(media.shrink(image, 5000)[0])).size == (800, 400)  # never larger
     deep = Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096)
-    assert pixels(media.shrink(deep, 4)[0]).tolist() == (np.arange(16).reshape(4, 4) * 16).tolist()
+    buffer = io.BytesIO()
+    deep.save(buffer, "png")
+    shallow = preprocess.decode(buffer.getvalue())
+    assert pixels(media.shrink(shallow, 4)[0]).tolist() == (np.arange(16).reshape(4, 4) * 16).tolist()
 
 
 def test_webdataset(folder, tmp_path):
@@ -301,12 +304,13 @@ def records(inputs, *, count=2):
 
 def test_source_by_dotted_path(tmp_path, monkeypatch):
     (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab" / "source.py").write_text("from test_ingest import records")
+    (tmp_path / "my_lab" / "source.py").write_text("from test_ingest import records\nMADE = 'drawn by hand'")
     monkeypatch.syspath_prepend(tmp_path)
     pairs = ingest(open_source("my_lab.source", count=30), tmp_path / "out")
     assert len(pairs) == 30
     assert pairs.row_names() == ["a_b", "own.a_b"]
     assert pairs.manifest["made"]["skipped"] == {"because": 1}
+    assert pairs.manifest["made"]["sources"] == [{"source": "my_lab.source", "inputs": [], "note": "drawn by hand"}]
 
 
 KILLED = """

@@ -54,31 +54,38 @@ def ingest(
     with PairsWriter(out, name, shards=shards) as writer:
         for source in sources:
             classes.update(source.classes())
-            start, bad = len(writer), []
-            for record in _watched(source):
-                if isinstance(record, SourceRecord) and exclude is not None and exclude(record):
-                    excluded += 1
-                    continue
-                pair = _pair(record, captions, max_side, writer)
-                if isinstance(pair, Skipped):
-                    bad.append(pair)
-                    continue
-                row = writer.add(pair)
-                for index in _indices(pair.source, record.split):
-                    rows[index].append(row)
+            start = len(writer)
+            bad, left_out = _add_records(source, writer, rows, captions, exclude, max_side)
+            excluded += left_out
             _judge(source, bad, len(writer) - start, max_bad)
             skipped += [{"source": source.name, "key": b.key, "reason": b.reason} for b in bad]
         made = {
             "by": "mmkd ingest",
-            "sources": [{"source": source.name, "inputs": _names(source)} for source in sources],
+            "sources": [_told(source) for source in sources],
             "max_side": max_side,
             "captions": "as the source has them" if captions is None else getattr(captions, "__name__", "given"),
             "excluded": excluded,
             "skipped": dict(sorted(Counter(s["reason"] for s in skipped).items())),
         }
-        lines = "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in skipped)
         _check_labels(writer, classes)
-        return writer.finish(rows, classes, made, files={"skipped.jsonl": lines.encode()} if lines else None)
+        return writer.finish(rows, classes, made, files=_skip_list(skipped))
+
+
+def _add_records(source: Source, writer: PairsWriter, rows, captions, exclude, max_side) -> tuple[list[Skipped], int]:
+    """Writes one source's pairs and notes their rows by index; gives the unusable, and how many were excluded."""
+    bad, excluded = [], 0
+    for record in _watched(source):
+        if isinstance(record, SourceRecord) and exclude is not None and exclude(record):
+            excluded += 1
+            continue
+        pair = _pair(record, captions, max_side, writer)
+        if isinstance(pair, Skipped):
+            bad.append(pair)
+            continue
+        row = writer.add(pair)
+        for index in _indices(pair.source, record.split):
+            rows[index].append(row)
+    return bad, excluded
 
 
 def _pair(record, captions, max_side, writer: PairsWriter) -> Pair | Skipped:
@@ -120,6 +127,19 @@ def _indices(source: str, split: str) -> tuple[str, str]:
     """Names of the row indices of a split, fit to be file names."""
     source, split = (re.sub(r"[^\w-]+", "_", name) or "unnamed" for name in (source, split))
     return f"{source}.{split}", split
+
+
+def _told(source: Source) -> dict[str, Any]:
+    """What the manifest says of a source: its name, its inputs, and its module's `MADE` note if there is one."""
+    told = {"source": source.name, "inputs": _names(source)}
+    note = getattr(source.module, "MADE", "")
+    return {**told, "note": note} if note else told
+
+
+def _skip_list(skipped: list[dict[str, str]]) -> dict[str, bytes] | None:
+    """The file `skipped.jsonl` if anything was."""
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in skipped)
+    return {"skipped.jsonl": lines.encode()} if lines else None
 
 
 def _names(source: Source) -> list[str]:
