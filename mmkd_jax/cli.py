@@ -55,6 +55,38 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
     parser.set_defaults(overrides=[])
 
 
+def add_teachers(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Gives a command `--teacher NAME=WEIGHTS ...`, which may be repeated; `named_weights` reads what comes in."""
+    parser.add_argument(
+        "--teacher",
+        nargs="+",
+        action="extend",
+        default=[],
+        required=required,
+        metavar="NAME=WEIGHTS",
+        help="teachers and their weights; a name is that of a spec, or any where the weights describe themselves",
+    )
+
+
+def named_weights(entries: Sequence[str]) -> dict[str, str]:
+    """Weights by teacher from entries NAME=WEIGHTS, in the order given.
+
+    Raises:
+      InputError: an entry is malformed, its name cannot be a folder's, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, _, weights = entry.partition("=")
+        if not name or not weights:
+            raise InputError(f"--teacher {entry!r} must be NAME=WEIGHTS")
+        if "/" in name or name.startswith("."):
+            raise InputError(f"--teacher {entry!r}: the name {name!r} cannot be the name of a folder")
+        if name in found:
+            raise InputError(f"--teacher {name} is given twice ({found[name]}, {weights}); give each its own name")
+        found[name] = weights
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 

@@ -1,14 +1,15 @@
 """Emission: teachers' features of a pairs set, once, as feature shards.
 
-One pass over the pictures serves all teachers: each picture is decoded once and each view of it cut once, then every
-teacher has its own preprocessing, tokenizer and fixed micro-batch. The unit of work is a shard; a shard that is
-on disk is not made again.
+One pass over the pictures serves all teachers: each picture is decoded once, and each view of it is cut once for each
+size that a teacher asks for. Then every teacher has its own preprocessing, tokenizer and fixed micro-batch. The unit
+of work is a shard; a shard that is on disk is not made again. A shard is worked through in pieces, so that memory does
+not grow with it; as teachers encode in micro-batches of a fixed size, the features of a row do not depend on its piece.
 """
 
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from mmkd_jax.data.pairs import Pair, PairsSet
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError
+
+PIECE = 256  # pictures, counting views, that are held as pixels at a time
 
 
 def emit(
@@ -45,7 +48,7 @@ def emit(
       dtype: of the stored features.
 
     Raises:
-      InputError: a feature set is there already and is another one, or cannot be written.
+      InputError: a feature set is there already and is another one, or cannot be written; a picture is damaged.
     """
     if views < 1:
         raise InputError(f"views must be at least 1, not {views}")
@@ -70,68 +73,87 @@ def emit(
     if rows is not None:
         wanted = np.zeros(len(pairs), bool)
         wanted[rows.rows] = True
-    todo = sorted({shard for writer in writers.values() for shard in writer.pending()})
-    begin, done = time.monotonic(), 0
-    for shard in tqdm(todo, desc="emit", unit="shard", disable=not sys.stderr.isatty()):
-        numbers = next(iter(writers.values())).rows(shard)
-        chosen = [row for row in numbers if wanted[row]]
-        batch = pairs.read_many(chosen)
-        pictures = [preprocess.decode(pair.image) for pair in batch]
-        for name, writer in writers.items():
-            if shard in writer.pending():
-                _write(writer, teachers[name], shard, numbers, wanted, batch, pictures, policy, views)
-        done += len(chosen)
-        if not sys.stderr.isatty():
-            speed = f"{done / max(time.monotonic() - begin, 1e-9):.0f} pairs/s x {len(writers)} teachers"
-            print(f"emit: shard {shard + 1} of {todo[-1] + 1}, {speed}", file=sys.stderr)
+    pending = {name: set(writer.pending()) for name, writer in writers.items()}
+    for shard in _watched(sorted(set().union(*pending.values()))):
+        unfinished = {name: writer for name, writer in writers.items() if shard in pending[name]}
+        _write_shard(unfinished, teachers, pairs, shard, wanted, policy, views)
     for writer in writers.values():
         writer.finish()
 
 
-def _write(
-    writer: FeatureWriter,
-    teacher: Any,
+def _write_shard(
+    writers: Mapping[str, FeatureWriter],
+    teachers: Mapping[str, Any],
+    pairs: PairsSet,
     shard: int,
-    numbers: Sequence[int],
     wanted: np.ndarray,
-    batch: Sequence[Pair],
-    pictures: Sequence[Image.Image],
     policy: ViewPolicy,
     views: int,
 ) -> None:
-    """One teacher's features of one shard."""
-    width = teacher.spec.embed
-    image = np.zeros((len(numbers), views, width), np.float32)
-    text: list[np.ndarray] = [np.zeros((0, width), np.float32)] * len(numbers)
-    present = np.asarray([wanted[row] for row in numbers], bool)
-    if batch:
-        image[present] = _image_features(teacher, batch, pictures, policy, views)
-        for position, features in zip(np.flatnonzero(present), _text_features(teacher, batch), strict=True):
-            text[position] = features
-    writer.write_shard(shard, present, image, text)
+    """All these teachers' features of one shard, whose rows are the same for all of them."""
+    numbers = np.asarray(next(iter(writers.values())).rows(shard))
+    present = wanted[numbers]
+    chosen, step = numbers[present], max(1, PIECE // views)
+    captions: list[list[str]] = []
+    parts: dict[str, list[np.ndarray]] = {
+        name: [np.zeros((0, views, writer.width), np.float32)] for name, writer in writers.items()
+    }
+    for start in range(0, len(chosen), step):
+        piece = pairs.read_many(chosen[start : start + step])
+        captions += [pair.captions for pair in piece]
+        sizes = {teachers[name].spec.preprocess.size for name in writers}
+        rendered = _render(piece, pairs, policy, views, sizes)
+        for name in writers:
+            pictures = rendered[teachers[name].spec.preprocess.size]
+            parts[name].append(_image_features(teachers[name], pictures).reshape(len(piece), views, -1))
+    for name, writer in writers.items():
+        image = np.zeros((len(numbers), views, writer.width), np.float32)
+        image[present] = np.concatenate(parts.pop(name))
+        text: list[np.ndarray] = [np.zeros((0, writer.width), np.float32)] * len(numbers)
+        for row, features in zip(np.flatnonzero(present), _text_features(teachers[name], captions), strict=True):
+            text[row] = features
+        writer.write_shard(shard, present, image, text)
 
 
-def _image_features(
-    teacher: Any, batch: Sequence[Pair], pictures: Sequence[Image.Image], policy: ViewPolicy, views: int
-) -> np.ndarray:
-    """Unit-norm features of all views, float32 `[n, views, width]`."""
-    size = teacher.spec.preprocess.size
-    inputs = np.stack(
-        [
-            teacher.preprocess(Image.fromarray(policy.render(picture, pair.id, k, size)))
-            for pair, picture in zip(batch, pictures, strict=True)
-            for k in range(views)
-        ]
-    )
-    return _unit(teacher.encode_image(inputs)).reshape(len(batch), views, -1)
+def _render(
+    piece: Sequence[Pair], pairs: PairsSet, policy: ViewPolicy, views: int, sizes: Iterable[int]
+) -> dict[int, list[Image.Image]]:
+    """The views of each picture at each size, in order of row and view."""
+    rendered: dict[int, list[Image.Image]] = {size: [] for size in sizes}
+    for pair in piece:
+        try:
+            picture = preprocess.decode(pair.image)
+        except InputError as error:
+            raise InputError(f"pair {pair.id} of {pairs.path}: {error}") from error
+        for size, pictures in rendered.items():
+            pictures += [Image.fromarray(policy.render(picture, pair.id, k, size)) for k in range(views)]
+    return rendered
 
 
-def _text_features(teacher: Any, batch: Sequence[Pair]) -> list[np.ndarray]:
-    """Unit-norm features of every caption of each pair, float32 `[captions, width]` each; a text is encoded once."""
-    distinct = sorted({caption for pair in batch for caption in pair.captions})
+def _image_features(teacher: Any, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Unit-norm features of pictures, float32 `[n, width]`."""
+    return _unit(teacher.encode_image(np.stack([teacher.preprocess(picture) for picture in pictures])))
+
+
+def _text_features(teacher: Any, captions: Sequence[Sequence[str]]) -> list[np.ndarray]:
+    """Unit-norm features of every caption of each pair, float32 `[captions, width]` each; equal ones encoded once."""
+    distinct = sorted({caption for texts in captions for caption in texts})
+    if not distinct:
+        return [np.zeros((0, teacher.spec.embed), np.float32)] * len(captions)
     features = _unit(teacher.encode_text(teacher.tokenize(distinct)))
     place = {caption: i for i, caption in enumerate(distinct)}
-    return [features[[place[caption] for caption in pair.captions]] for pair in batch]
+    return [features[[place[caption] for caption in texts]] for texts in captions]
+
+
+def _watched(shards: Sequence[int]) -> Iterator[int]:
+    """The shards to do, with a bar on a terminal and a line a shard elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(shards, desc="emit", unit="shard")
+        return
+    begin = time.monotonic()
+    for done, shard in enumerate(shards, 1):
+        yield shard
+        print(f"emit: {done} of {len(shards)} shards, {time.monotonic() - begin:.1f} s", file=sys.stderr)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -6,12 +6,14 @@ A teacher is NAME=WEIGHTS: the name that its features go under (and, for a weigh
 
 import argparse
 
+from mmkd_jax import cli
+
 HELP = "store teachers' features of a pairs set"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    parser.add_argument("--teacher", action="append", required=True, metavar="NAME=WEIGHTS", help="may be repeated")
+    cli.add_teachers(parser, required=True)
     parser.add_argument("--pairs", required=True, metavar="DIR", help="the pairs set")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the feature sets go, one folder a teacher")
     parser.add_argument("--views", type=int, default=1, help="views of each picture (default: 1)")
@@ -26,17 +28,22 @@ def run(args: argparse.Namespace) -> None:
     import teachers
     from mmkd_jax.data.pairs import PairsSet
     from mmkd_jax.data.views import ViewPolicy
+    from mmkd_jax.errors import InputError
     from teachers.emit import emit
 
+    weights = cli.named_weights(args.teacher)  # what is quick to check comes before what is slow to load
+    policy = ViewPolicy(scale=tuple(args.scale), seed=args.seed)
+    if args.views < 1:
+        raise InputError(f"--views must be at least 1, not {args.views}")
     pairs = PairsSet.open(args.pairs)
-    loaded = {name: teachers.load(name, weights=path) for name, path in teachers.parse(args.teacher).items()}
+    rows = pairs.rows(args.rows) if args.rows else None
     emit(
-        loaded,
+        {name: teachers.load(name, weights=path) for name, path in weights.items()},
         pairs,
         args.out,
-        policy=ViewPolicy(scale=tuple(args.scale), seed=args.seed),
+        policy=policy,
         views=args.views,
-        rows=pairs.rows(args.rows) if args.rows else None,
+        rows=rows,
         dtype=args.dtype,
     )
-    print(f"done: {', '.join(loaded)} -> {args.out}")
+    print(f"done: {', '.join(weights)} -> {args.out}")

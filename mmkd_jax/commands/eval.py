@@ -9,6 +9,8 @@ classified without and with a linear probe, sources with captions only are retri
 
 import argparse
 
+from mmkd_jax import cli
+
 HELP = "score checkpoints and teachers: zero-shot, retrieval, linear probe, with intervals"
 
 
@@ -17,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", nargs="+", default=[], metavar="[NAME=]DIR", help="run folders or checkpoints of students"
     )
-    parser.add_argument("--teacher", nargs="+", default=[], metavar="NAME=WEIGHTS", help="teachers and their weights")
+    cli.add_teachers(parser)
     parser.add_argument("--pairs", required=True, metavar="DIR", help="set of pairs, from mmkd ingest")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for results.json and predictions/")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sources of the set (default: all)")
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if (out / "results.json").exists():
         results.load(out / "results.json")  # refused now rather than after the work
     seen = set()
-    for encoder in _encoders(args.checkpoint, args.teacher):
+    for encoder in _encoders(args.checkpoint, cli.named_weights(args.teacher)):
         if encoder.name in seen:
             raise InputError(f"two models are called {encoder.name!r}; name one with --checkpoint NAME=DIR")
         seen.add(encoder.name)
@@ -80,22 +82,17 @@ def chosen(sets: list, names: list[str] | None) -> list:
     return [known[name] for name in dict.fromkeys(names)] if names else sets
 
 
-def _encoders(checkpoints: list[str], weights: list[str]):
+def _encoders(checkpoints: list[str], weights: dict[str, str]):
     """The models one after the other, so that one at a time is in memory."""
     from mmkd_jax import api
-    from mmkd_jax.errors import InputError
     from mmkd_jax.evals.teachers import TeacherEncoder
 
-    for entry in weights:
-        if "=" not in entry or not all(entry.split("=", 1)):
-            raise InputError(f"--teacher {entry!r} must be NAME=WEIGHTS")
     for entry in checkpoints:
         name, equals, path = entry.partition("=")
         yield api.load(path, name=name) if equals else api.load(entry)
-    for entry in weights:
+    for name, path in weights.items():
         import teachers
 
-        name, path = entry.split("=", 1)
         yield TeacherEncoder(name, path, teachers.load(name, weights=path))
 
 
