@@ -112,8 +112,8 @@ def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_bat
     if path.is_dir() and not _is_bare(path):
         student = api.load(path, name=name)
         spec = dataclasses.replace(student.spec, name=name)
-        params = jax.tree.map(np.asarray, student.params)
-        return Teacher(name, os.fspath(path), spec, params, student.tokenizer, _hash(params), micro_batch)
+        identity = _hash(student.params)
+        return Teacher(name, os.fspath(path), spec, student.params, student.tokenizer, identity, micro_batch)
     file = _weights.find_weights(path) if path.is_dir() else path
     return _published(name, specs.find(name).spec, _weights.read_tensors(file), file, micro_batch)
 
@@ -142,7 +142,7 @@ def as_encoder(teacher: Teacher, name: str = "") -> TeacherEncoder:
 
 def _published(name: str, spec: ModelSpec, tensors: state_dict.Tensors, file: epath.Path, micro_batch: int) -> Teacher:
     """A teacher of published weights, with the vocabulary that lies beside them."""
-    params = state_dict.to_params(spec, tensors)
+    params = jax.device_put(state_dict.to_params(spec, tensors))  # once, not with every micro-batch
     text = spec.text
     tokenizer = tokenizers.load(spec.tokenizer, file.parent, context=text.context, vocab_size=text.vocab_size)
     return Teacher(name, os.fspath(file), spec, params, tokenizer, io.sha256_file(file), micro_batch)
@@ -165,5 +165,5 @@ def _hash(params: Params) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} ".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()

@@ -292,8 +292,18 @@ def test_weights_that_do_not_fit_are_refused_by_name():
     with pytest.raises(InputError, match=r"visual\.proj is \(8, 16\), not \(16, 8\)"):
         state_dict.to_params(spec, tensors | {"visual.proj": tensors["visual.proj"].T})
     biased = dataclasses.replace(spec, image=dataclasses.replace(spec.image, patch_bias=True))
-    with pytest.raises(InputError, match="no name for image/patch/bias"):
+    with pytest.raises(InputError, match="do not share image/patch/bias"):
         random_tensors(biased)
+    deep = dataclasses.replace(small_spec(), text=dataclasses.replace(small_spec().text, projection="mlp"))
+    with pytest.raises(InputError, match="do not share text/projection/down/kernel, text/projection/kernel"):
+        random_tensors(deep)
+
+
+def test_a_tower_without_the_first_norm_has_its_names_too():
+    spec = dataclasses.replace(bert_spec(), image=dataclasses.replace(bert_spec().image, pre_norm=False))
+    tensors = random_tensors(spec)
+    assert not [name for name in tensors if "ln_pre" in name]
+    assert "pre_norm" not in state_dict.to_params(spec, tensors)["image"]
 
 
 def test_models_do_not_import_torch():

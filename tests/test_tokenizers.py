@@ -84,6 +84,15 @@ def test_clips_ids_equal_open_clips(open_clip_tokenizer):
     assert (ours.begin, ours.end, ours.pad) == (49406, 49407, 0)
 
 
+def test_clips_ids_equal_open_clips_on_real_captions(open_clip_tokenizer, mmkd_data):
+    ours = tokenizers.load(BPE, open_clip_tokenizer.default_bpe(), context=77)
+    manifests = sorted(mmkd_data.glob("*/manifest.jsonl"))
+    texts = [json.loads(line).get("caption", "") for path in manifests for line in path.read_text().splitlines()]
+    texts = sorted(set(texts))
+    assert len(texts) > 1000
+    np.testing.assert_array_equal(ours(texts).ids, open_clip_tokenizer.SimpleTokenizer()(texts).numpy())
+
+
 def test_clips_ids_survive_the_files_of_a_checkpoint(open_clip_tokenizer):
     ours = tokenizers.load(BPE, open_clip_tokenizer.default_bpe(), context=77)
     again = tokenizers.from_files(BPE, ours.files(), context=77, vocab_size=49408)
