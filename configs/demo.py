@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.students = ("clip_only", "clip_only_3x", "public", "mean", "plus")
     config.steps = ConfigDict({"teacher": 120, "stage1": 100, "stage2": 100})
     if args.experiment:
-        config.steps = ConfigDict({"teacher": 200, "stage1": 150, "stage2": 150})
+        config.steps = ConfigDict({"teacher": 300, "stage1": 100, "stage2": 100})
     # Overrides of configs/stage1_clip.py:demo and configs/stage2_mmkd.py:demo.
     config.both = ()
     config.stage2 = ()

@@ -606,3 +606,15 @@ def test_command_refuses_results_of_another_schema_before_it_works(line, tmp_pat
     monkeypatch.setattr("mmkd_jax.api.load", None)  # would fail differently if it came so far
     assert line("--checkpoint", "a") == 2
     assert "schema 99" in capsys.readouterr().err
+
+
+def test_a_known_set_is_asked_in_its_own_words():
+    busi = ("benign breast mass", "malignant breast mass", "normal breast tissue")
+    asked = prompts.default(busi, "ultrasound", name="busi")
+    assert asked.sentences[0] == ("Breast ultrasound image showing a benign mass.",)
+    assert prompts.default(busi[::-1], "ultrasound", name="busi").sentences == asked.sentences[::-1]
+    cells = prompts.default(("platelet", "red blood cell"), "microscopy", name="bccd_cells")
+    assert cells.sentences[0] == ("Blood smear microscopy crop of a platelet.",)
+    # other classes under that name, or the bare names asked for: the set's own words do not apply
+    assert prompts.default(("a", "b"), "ultrasound", name="busi") == prompts.default(("a", "b"), "ultrasound")
+    assert prompts.default(busi, "ultrasound", "names", name="busi").sentences[0] == ("benign breast mass",)

@@ -139,7 +139,7 @@ def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
         modality = _modality(pairs, index.rows)
         if classes:
             train = pairs.rows(f"{source}.train") if f"{source}.train" in names else None
-            known = prompts.default(classes, modality, profile)
+            known = prompts.default(classes, modality, profile, name=source)
             probe = {} if train is None else {"train_rows": train.rows, "train_hash": train.hash}
             found.append(EvalSet(source, index.rows, index.hash, modality, class_names=classes, prompts=known, **probe))
         elif np.asarray(pairs.table["captions"])[index.rows].any():

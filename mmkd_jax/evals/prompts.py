@@ -74,8 +74,19 @@ def from_sentences(class_names: Sequence[str], sentences: Mapping[str, Sequence[
     return Prompts(tuple(tuple(sentences[name]) for name in class_names), "sentences")
 
 
-def default(class_names: Sequence[str], modality: str | None = None, profile: str = "ensemble") -> Prompts:
-    """The class names in the modality's templates (`ensemble`), or by themselves (`names`)."""
+def default(
+    class_names: Sequence[str], modality: str | None = None, profile: str = "ensemble", *, name: str = ""
+) -> Prompts:
+    """The class names in the modality's templates (`ensemble`), or by themselves (`names`).
+
+    A set whose `name` has wording of its own in prompts.json is asked in that, if it has the classes it was written
+    for: templates, or full sentences a class.
+    """
     if profile not in PROFILES:
         raise InputError(f"prompt profile {profile!r} is unknown; {near(profile, PROFILES)}")
+    own = _data()["sets"].get(name) if profile == "ensemble" else None
+    if isinstance(own, list):
+        return from_templates(class_names, own, profile)
+    if own and set(own) == set(class_names):
+        return from_sentences(class_names, own)
     return from_templates(class_names, templates(modality) if profile == "ensemble" else ("{}",), profile)
