@@ -110,6 +110,14 @@ class Scores:
         checkpoint = os.path.relpath(encoder.checkpoint, os.fspath(self.demo.workdir)) if encoder.checkpoint else ""
         results.update(self.path, [{**row, "model": model, "seed": seed, "checkpoint": checkpoint} for row in rows])
 
+    @property
+    def _resamples(self) -> int:
+        return self.demo.config.bootstrap
+
+    @property
+    def _options(self) -> dict:
+        return {"task": TASK, "metric": METRIC, "resamples": self._resamples}
+
     # --- the comparison -----------------------------------------------------------------------------------------
 
     def summarise(self) -> None:
@@ -139,26 +147,27 @@ class Scores:
             winner = summary.best(self.rows, teachers, one.name, TASK, METRIC)
             rows.append({**winner, "model": BEST, "context": {**winner["context"], "teacher": winner["model"]}})
             if one.name in self.scored:
-                estimates.append(summary.estimates(self.out, winner["model"], one.name, TASK)[0][METRIC])
+                of_winner = summary.estimates(self.out, winner["model"], one.name, TASK, resamples=self._resamples)[0]
+                estimates.append(of_winner[METRIC])
         mean = bootstrap.mean_over_sets(estimates)
-        template = summary.row(self.out, teachers[0], self.scored, name=BEST, task=TASK, metric=METRIC)
+        template = summary.row(self.out, teachers[0], self.scored, name=BEST, **self._options)
         low, high = mean.interval()
         chosen = {row["dataset"]: row["context"]["teacher"] for row in rows}
         context = {**template["context"], "models": chosen}
         return mean, [*rows, {**template, "value": mean.value, "low": low, "high": high, "context": context}]
 
     def _mean(self, name: str, models: list[str]) -> dict:
-        return summary.row(self.out, models, self.scored, name=name, task=TASK, metric=METRIC)
+        return summary.row(self.out, models, self.scored, name=name, **self._options)
 
     def _value(self, name: str) -> float:
         models = [f"{name}.seed{s}" for s in range(self.demo.seeds)]
-        return summary.mean(self.out, models, self.scored, task=TASK, metric=METRIC).value
+        return summary.mean(self.out, models, self.scored, **self._options).value
 
     def _difference(self, name: str, other: str) -> dict:
         """`name` minus `other`: the mean with its paired interval, and each seed."""
         pairs = [(f"{name}.seed{s}", f"{other}.seed{s}") for s in range(self.demo.seeds)]
-        options = {"task": TASK, "metric": METRIC}
-        whole = summary.difference(self.out, [a for a, _ in pairs], [b for _, b in pairs], self.scored, **options)
-        each = [summary.difference(self.out, a, b, self.scored, **options).value for a, b in pairs]
+        mine, theirs = zip(*pairs, strict=True)
+        whole = summary.difference(self.out, mine, theirs, self.scored, **self._options)
+        each = [summary.difference(self.out, a, b, self.scored, **self._options).value for a, b in pairs]
         low, high = whole.interval()
         return {"value": whole.value, "low": low, "high": high, "each_seed": each}

@@ -110,7 +110,8 @@ def _over_seeds(demo: Demo, scores: Scores, names: Sequence[str]) -> list[dict]:
             merged.append(rows[0])
         elif metric == METRIC:
             models = [f"{model}.seed{seed}" for seed in range(demo.seeds)]
-            whole = summary.row(scores.out, models, [dataset], name=model, task=task, metric=metric)
+            options = {"task": task, "metric": metric, "resamples": demo.config.bootstrap}
+            whole = summary.row(scores.out, models, [dataset], name=model, **options)
             merged.append({**whole, "dataset": dataset, "n": rows[0]["n"], "context": rows[0]["context"]})
         else:
             mean = {key: float(np.mean([row[key] for row in rows])) for key in ("value", "low", "high")}
@@ -163,7 +164,7 @@ def _notes(demo: Demo) -> list[str]:
 def _kind(name: str) -> str:
     if name.startswith("teacher:"):
         return "teacher"
-    return "control" if name in (BEST, FLOOR) else KINDS.get(name, "student")
+    return {BEST: "reference", FLOOR: "control"}.get(name) or KINDS.get(name, "student")
 
 
 def _seeds(count: int) -> str:
