@@ -119,12 +119,13 @@ class Demo:
             export.export_checkpoint(folder / "run", folder / "open_clip")
         return folder / "open_clip"
 
-    def features(self) -> epath.Path:
-        """Features of every training pair by every teacher, in two views, under this setting's captions."""
+    def features(self, captions: str | None = None) -> epath.Path:
+        """Features of every training pair by every teacher, in two views, under a setting's captions."""
         import teachers
         from teachers.emit import emit
 
-        pairs, out = self.pairs(), self.workdir / f"features-{self.captions}"
+        captions = captions or self.captions
+        pairs, out = self.pairs(captions), self.workdir / f"features-{captions}"
         views = configs.load(str(CONFIGS / "stage1_clip.py:demo")).data.views
         emit(
             {name: teachers.load(name, weights=self.teacher(name)) for name in self.config.specialists},
@@ -137,10 +138,13 @@ class Demo:
         return out
 
     def routing(self) -> epath.Path:
-        """Which teacher to believe for which modality, measured on `dev`."""
-        path = self.workdir / f"routing-{self.captions}.json"
+        """Which teacher to believe for which modality, measured on `dev` with the captions that teachers learned.
+
+        Where captions name the modality only, all teachers match them alike; who knows a modality would not show.
+        """
+        path = self.workdir / "routing.json"
         if not path.exists():
-            pairs, root = self.pairs(), self.features()
+            pairs, root = self.pairs("label"), self.features("label")
             sets = {name: FeatureSet.open(root / name, pairs) for name in self.config.specialists}
             routing.save(path, routing.measure(pairs, sets, pairs.rows("dev")))
         return path
