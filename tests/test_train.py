@@ -150,7 +150,7 @@ def test_another_config_or_another_set_is_refused_in_a_runs_folder(finished, tmp
     with pytest.raises(InputError, match=r"another config.optimizer.lr \(0.001, now 0.01\)"):
         loop.run(tiny.stage1("--config.optimizer.lr=0.01"), finished)
     rows = tiny.stage1("--config.data.rows=test")
-    with pytest.raises(InputError, match="holds a run with another config.data.rows"):
+    with pytest.raises(InputError, match=r"holds a run with another config\.data\.rows"):
         loop.run(rows, finished)
 
 
