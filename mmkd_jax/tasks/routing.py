@@ -1,5 +1,6 @@
 """Which teacher to believe for which modality, measured on pairs that no student is trained on."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,8 +35,10 @@ def measure(
       JSON record: `weights` {modality: {teacher: weight}}, `strength`, `pairs` per modality, and what it was made of.
 
     Raises:
-      InputError: a teacher has no features of a row.
+      InputError: a teacher has no features of a row, or the temperature is negative.
     """
+    if not temperature >= 0.0:
+        raise InputError(f"temperature {temperature} is negative; 0 believes the strongest teacher alone")
     names = sorted(features)
     modality_of = np.asarray(pairs.table["modality"])[rows.rows]
     weights, strength, counts = {}, {}, {}
@@ -45,6 +48,8 @@ def measure(
         if len(chosen) < FEWEST:
             continue
         captions = [pair.captions[0] for pair in pairs.read_many(chosen)]
+        if len(set(captions)) < 2:
+            continue  # one caption for all: every teacher finds it
         found = {name: _reciprocal_rank(features[name], chosen, captions) for name in names}
         strength[modality] = found
         weights[modality] = _weights(found, temperature)
@@ -61,6 +66,23 @@ def measure(
 def save(path, record: Mapping[str, Any]) -> None:
     """Writes a routing table with its hash."""
     io.write_json(path, {**record, "hash": io.hash_of(io.json_form(record))})
+
+
+def load(path) -> dict[str, dict[str, float]]:
+    """The weights `{modality: {teacher: weight}}` of a saved table, or of one written by hand.
+
+    Raises:
+      InputError: there is none, or a weight is not a finite number of at least 0.
+    """
+    record = io.read_json(path)
+    weights = record.get("weights") if isinstance(record, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(row, dict) for row in weights.values()):
+        raise InputError(f'{path} is no routing table; it should hold {{"weights": {{modality: {{teacher: weight}}}}}}')
+    for modality, row in weights.items():
+        for teacher, weight in row.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.0 <= weight < math.inf:
+                raise InputError(f"{path}: the weight of {teacher} for {modality} is {weight!r}, not a number >= 0")
+    return weights
 
 
 def _reciprocal_rank(features: FeatureSet, rows: np.ndarray, captions: list[str]) -> float:
