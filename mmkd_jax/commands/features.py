@@ -1,21 +1,49 @@
-"""mmkd features: look at stored features of teachers."""
+"""mmkd features: look at stored features of teachers, and measure which teacher to believe for which modality.
+
+mmkd features show features/biomedclip
+mmkd features verify features --pairs sets/pairs
+mmkd features route features --pairs sets/pairs --rows dev --out routing.json
+"""
 
 import argparse
 import json
 from typing import Any
 
-HELP = "show, verify or summarise stored features of teachers"
+HELP = "show, verify or summarise stored features of teachers, or measure a routing table from them"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("action", choices=("show", "verify", "stats"), help="manifest, full check, or statistics")
-    parser.add_argument("path", metavar="DIR", help="a feature set, or a folder of several")
-    parser.add_argument("--pairs", metavar="DIR", help="the set of pairs that they must belong to")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|stats|route")
+    for name, does in {
+        "show": "print the manifest",
+        "verify": "read everything and compare it with the manifest",
+        "stats": "print how the features are spread",
+        "route": "measure weights by modality and teacher, for --config.routing of stage 2",
+    }.items():
+        action = actions.add_parser(name, help=does, description=does)
+        action.add_argument("path", metavar="DIR", help="a feature set, or a folder of several")
+        action.add_argument(
+            "--pairs", metavar="DIR", required=name == "route", help="the set of pairs that they must belong to"
+        )
+        if name == "route":
+            _configure_route(action)
+
+
+def _configure_route(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--rows", required=True, metavar="NAME", help="held-out row index of the set, such as dev")
+    action.add_argument("--out", required=True, metavar="FILE.json", help="where to write the table")
+    action.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 (default) believes the strongest teacher alone; else weights are softmax(strength / T)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints one JSON object a feature set."""
+    """Prints one JSON object a feature set; `route` writes its table and prints a line a modality."""
     from mmkd_jax import io
     from mmkd_jax.data.features import FeatureSet
     from mmkd_jax.data.pairs import PairsSet
@@ -23,9 +51,28 @@ def run(args: argparse.Namespace) -> None:
     pairs = PairsSet.open(args.pairs) if args.pairs else None
     root = io.as_path(args.path)
     inside = sorted(root.glob("*/manifest.json")) if not (root / "manifest.json").exists() else []
-    for path in [file.parent for file in inside] or [root]:
-        features = FeatureSet.open(path, pairs)
+    found = (FeatureSet.open(path, pairs) for path in [file.parent for file in inside] or [root])
+    if args.action == "route":
+        _route(args, pairs, {features.teacher: features for features in found})
+        return
+    for features in found:
         print(json.dumps({"show": _show, "verify": _verify, "stats": _stats}[args.action](features), indent=2))
+
+
+def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
+    from mmkd_jax import io
+    from mmkd_jax.errors import InputError
+    from mmkd_jax.tasks import routing
+
+    out = io.as_path(args.out)
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out")
+    record = routing.measure(pairs, features, pairs.rows(args.rows), temperature=args.temperature)
+    routing.save(out, record)
+    for modality, count in record["pairs"].items():
+        weights, strength = record["weights"].get(modality), record["strength"].get(modality)
+        told = [f"{name} {weights[name]:.3f} (strength {strength[name]:.3f})" for name in weights or {}]
+        print(f"{modality:20} {count:6} pairs  {', '.join(told) or 'too few to measure: all teachers alike'}")
 
 
 def _show(features) -> dict[str, Any]:
