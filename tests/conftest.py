@@ -38,6 +38,17 @@ def repository() -> pathlib.Path:
     return pathlib.Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules whose programs run a few times only: compiling takes half the time without most optimisations."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def mmkd_data() -> pathlib.Path:
     """The folder of real biomedical sets that the environment variable MMKD_DATA names; skips where it is unset."""

@@ -15,6 +15,7 @@ import numpy as np
 from mmkd_jax.errors import InputError
 
 TOWERS = ("image", "text")
+KINDS = ("linear", "mlp")
 
 
 def init(key: jax.Array, widths: Mapping[str, int], embed: int, kind: str = "linear") -> dict[str, Any]:
@@ -32,8 +33,8 @@ def init(key: jax.Array, widths: Mapping[str, int], embed: int, kind: str = "lin
     Raises:
       InputError: an unknown kind.
     """
-    if kind not in ("linear", "mlp"):
-        raise InputError(f"head kind {kind!r} is not one of linear, mlp")
+    if kind not in KINDS:
+        raise InputError(f"head kind {kind!r} is not one of {', '.join(KINDS)}")
     names = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") for name in widths}
     return {name: _pair(jax.random.fold_in(key, names[name]), embed, width, kind) for name, width in widths.items()}
 

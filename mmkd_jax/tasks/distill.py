@@ -51,6 +51,8 @@ class Recipe:
     def __post_init__(self):
         if self.target not in ("random", "mean", "heads"):
             raise InputError(f"recipe target {self.target!r}: {near(self.target, ('random', 'mean', 'heads'))}")
+        if self.head not in heads.KINDS:
+            raise InputError(f"recipe head {self.head!r}: {near(self.head, heads.KINDS)}")
 
 
 class DistillTask(ClipTask):
@@ -58,9 +60,10 @@ class DistillTask(ClipTask):
 
     Args:
       spec: the student.
-      teachers: those with features and a weight above 0.
+      teachers: those with features.
       recipe: the switches.
-      routing: float32 `[modalities, teachers]`, teachers in sorted order of name.
+      routing: float32 `[modalities, teachers]`, teachers in sorted order of name (`heads` only); a teacher of weight 0
+        for every modality is left out, with its heads.
       seed: of the draws.
     """
 
@@ -76,12 +79,16 @@ class DistillTask(ClipTask):
         remat: str = "none",
     ):
         super().__init__(spec, dtype=dtype, remat=remat)
-        if not teachers:
-            raise InputError("stage 2 has no teacher: name at least one feature set with a weight above 0")
         self.teachers = sorted(teachers, key=lambda teacher: teacher.name)
         self.recipe = recipe
         self.routing = np.asarray(routing, np.float32)
         self.seed = seed
+        if recipe.target == "heads":
+            believed = self.routing.any(axis=0)
+            self.teachers = [teacher for teacher, kept in zip(self.teachers, believed, strict=True) if kept]
+            self.routing = self.routing[:, believed]
+        if not self.teachers:
+            raise InputError("stage 2 has no teacher: name at least one feature set with a weight above 0")
         if recipe.target != "heads":
             for teacher in self.teachers:
                 if teacher.space == "projected" and teacher.width != spec.embed:

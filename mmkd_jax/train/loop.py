@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.batch, mesh)
     job = setup.build(config)
-    _claim(workdir, configs.to_dict(config), job)
+    _refuse_another(workdir, _record(config, job))
     saver = checkpoint.Checkpoints(workdir, keep=config.keep)
     try:
         if saver.latest() != job.steps:
@@ -50,6 +50,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
 def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, saver: checkpoint.Checkpoints) -> None:
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
     state = _start(config, mesh, job, transform, saver)
+    _claim(workdir, _record(config, job))
     step_fn = jax.jit(
         make_step(job.task, transform, config.seed),
         donate_argnums=0,
@@ -112,20 +113,25 @@ def _start(config: ConfigDict, mesh: Any, job: setup.Job, transform: Any, saver:
     return state
 
 
-def _claim(workdir: epath.Path, config: dict[str, Any], job: setup.Job) -> None:
-    """Writes config and provenance into a new run's folder; refuses a folder of a run that was another."""
+def _record(config: ConfigDict, job: setup.Job) -> dict[str, Any]:
+    """What a run is: its config and its data."""
+    return {"config": configs.to_dict(config), "data": job.batches.identity}
+
+
+def _refuse_another(workdir: epath.Path, record: dict[str, Any]) -> None:
+    """Refuses the folder of a run that was another."""
     path = workdir / "config.json"
-    record = {"config": config, "data": job.batches.identity}
-    if path.exists():
-        before = io.read_json(path)
-        difference = _first_difference(before, io.json_form(record))
-        if difference:
-            raise InputError(f"{workdir} holds a run with another {difference}; use another --workdir, or that config")
+    difference = _first_difference(io.read_json(path), io.json_form(record)) if path.exists() else ""
+    if difference:
+        raise InputError(f"{workdir} holds a run with another {difference}; use another --workdir, or that config")
+
+
+def _claim(workdir: epath.Path, record: dict[str, Any]) -> None:
+    """Writes config and provenance into a new run's folder, once all that can be wrong with its input has been seen."""
+    if (workdir / "config.json").exists() or jax.process_index() != 0:
         return
-    if jax.process_index() != 0:
-        return
-    io.write_json(workdir / "provenance.json", {**provenance(job.batches.identity), "started": time.time()})
-    io.write_json(path, record)
+    io.write_json(workdir / "provenance.json", {**provenance(record["data"]), "started": time.time()})
+    io.write_json(workdir / "config.json", record)
 
 
 def _first_difference(before: Any, after: Any, where: str = "") -> str:

@@ -17,7 +17,7 @@ from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.specs import ModelSpec
-from mmkd_jax.tasks import targets
+from mmkd_jax.tasks import routing, targets
 from mmkd_jax.tasks.base import Task
 from mmkd_jax.tasks.clip import ClipTask
 from mmkd_jax.tasks.distill import DistillTask, Recipe
@@ -97,7 +97,11 @@ def open_features(config: ConfigDict, pairs: PairsSet) -> dict[str, FeatureSet]:
     for name in names:
         if name not in found:
             raise InputError(f"{root} has no features of teacher {name!r}; {near(name, found)}")
-    return {name: FeatureSet.open(root / name, pairs) for name in names}
+    features = {name: FeatureSet.open(root / name, pairs) for name in names}
+    for name, one in features.items():
+        if one.teacher != name:
+            raise InputError(f"{root / name} holds the features of teacher {one.teacher!r}; give the folder that name")
+    return features
 
 
 def clip_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features: dict[str, FeatureSet]) -> Task:
@@ -109,7 +113,7 @@ def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features:
     """Stage 2."""
     if not features:
         raise InputError("stage 2 needs the teachers' features; use --config.features=DIR (made by `mmkd emit`)")
-    table = io.read_json(config.routing)["weights"] if config.routing else None
+    table = routing.load(config.routing) if config.routing else None
     teachers = [teacher_target(features[name]) for name in sorted(features)]
     return DistillTask(
         spec,
