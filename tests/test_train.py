@@ -178,6 +178,40 @@ def test_wrong_input_is_one_line_and_leaves_no_checkpoint(tmp_path, override, sa
     assert not folder.exists() or not os.listdir(folder)
 
 
+def test_damaged_data_end_a_run_with_one_line_and_code_2(tmp_path, capsys):
+    import shutil
+
+    from mmkd_jax import cli
+
+    def train(name):
+        command = ["train", "--config", f"{tiny.CONFIGS}/stage1_clip.py:smoke", "--workdir", str(tmp_path / "run")]
+        code = cli.main([*command, *tiny.overrides(f"--config.data.pairs={tmp_path / name}")])
+        return code, capsys.readouterr().err.strip().splitlines()[-1]
+
+    for name in ("flipped", "cut", "manifest"):
+        shutil.copytree(tiny.world() / "pairs", tmp_path / name)
+    for shard in (tmp_path / "flipped").glob("*.tfrecord-*[0-9]"):
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+    shard = next((tmp_path / "cut").glob("*.tfrecord-*[0-9]"))
+    shard.write_bytes(shard.read_bytes()[:-5])
+    manifest = tmp_path / "manifest" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rows": 40', '"rows": 41'))
+    for name, says in (("flipped", "record"), ("cut", "the manifest says"), ("manifest", "41 rows")):
+        code, line = train(name)
+        assert (code, line.startswith("mmkd train: "), says in line) == (2, True, True), line
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_half_precision_with_rematerialisation_trains_like_float32(finished, tmp_path):
+    config = tiny.stage1("--config.dtype=bfloat16", "--config.remat=full")
+    half, whole = tiny.losses(loop.run(config, tmp_path / "run")), tiny.losses(finished)
+    np.testing.assert_allclose([x["loss"] for x in half], [x["loss"] for x in whole], rtol=0.02)
+    assert half != whole
+    assert all(value.dtype == np.float32 for value in parameters(tmp_path / "run").values())
+
+
 def test_a_misspelt_field_and_an_unwritable_folder_leave_with_code_2(tmp_path, capsys):
     from mmkd_jax import cli
 
