@@ -136,6 +136,19 @@ def test_copies_of_a_caption_do_not_compete(pairs, tmp_path):
     assert found >= 1 / 3  # never worse than last of the three kinds; copies that competed would give less
 
 
+def test_a_modality_of_one_caption_is_left_out(pairs, tmp_path):
+    """Where there is nothing to choose between, every teacher would be perfect."""
+    stored = features(tmp_path, pairs, "t", toy.vectors(len(pairs), WIDTH), texts(pairs, 600)[1])
+    kind = [row for row, modality in enumerate(MODALITIES) if modality == "mri" and row % 3 == 0]
+    one = RowIndex(np.array([*kind, *kind]), pairs.hash, "one kind")
+    record = routing.measure(pairs, {"t": stored}, one)
+    assert len(one) >= routing.FEWEST
+    assert record["pairs"]["mri"] == len(one)
+    assert record["weights"] == {}
+    two = RowIndex(np.array([*kind, *kind, kind[0] + 1]), pairs.hash, "two kinds")
+    assert set(routing.measure(pairs, {"t": stored}, two)["weights"]) == {"mri"}
+
+
 def test_equal_similarities_give_the_middle_rank(pairs, tmp_path):
     """A teacher that says the same of everything is at chance and not at the top."""
     same = np.tile(toy.vectors(1, WIDTH), (len(pairs), 1))
@@ -218,7 +231,7 @@ def test_command(pairs, teachers, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in printed] == [["ct", "12"], ["mri", "12"], ["pet", "5"]]
     assert "for_ct 1.000 (strength 1.000)" in printed[0]
-    assert "too few" in printed[2]
+    assert "not measurable: all teachers alike" in printed[2]
     assert routing.load(out) == routing.measure(pairs, teachers, pairs.rows("dev"))["weights"]
     assert main(arguments) == 2
     assert "exists; choose another --out" in capsys.readouterr().err

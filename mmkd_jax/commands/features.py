@@ -72,7 +72,7 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
     for modality, count in record["pairs"].items():
         weights, strength = record["weights"].get(modality), record["strength"].get(modality)
         told = [f"{name} {weights[name]:.3f} (strength {strength[name]:.3f})" for name in weights or {}]
-        print(f"{modality:20} {count:6} pairs  {', '.join(told) or 'too few to measure: all teachers alike'}")
+        print(f"{modality:20} {count:6} pairs  {', '.join(told) or 'not measurable: all teachers alike'}")
 
 
 def _show(features) -> dict[str, Any]:
