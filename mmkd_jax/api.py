@@ -123,7 +123,10 @@ def open_picture(image: Picture) -> Image.Image:
     path = io.as_path(image)
     if not path.exists():
         raise InputError(f"there is no picture {path}")
-    return preprocess.decode(path.read_bytes())
+    try:
+        return preprocess.decode(path.read_bytes())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def in_batches(encode: Callable[[Any], jax.Array], inputs: Any, batch: int) -> np.ndarray:

@@ -19,7 +19,6 @@ from mmkd_jax.models import heads
 from mmkd_jax.tasks.base import Features
 from mmkd_jax.tasks.distill import RELEASED_ICL_SCALE, Recipe
 from mmkd_jax.train import checkpoint, loop, optim, setup, sharding
-from mmkd_jax.train import state as states
 
 SMALL = ("--config.model.image.layers=1", "--config.model.text.layers=1")  # half the time to compile
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -32,16 +31,8 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory):
-    """A checkpoint of stage 1: what its run would leave after an update of zero."""
-    folder = tmp_path_factory.mktemp("run") / "stage1"
-    config = tiny.stage1("--config.seed=5", *SMALL)
-    job = setup.build(config)
-    transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
-    saver = checkpoint.Checkpoints(folder)
-    meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), {})
-    saver.save(4, jax.jit(lambda: states.init_state(job.task, transform, config.seed))(), meta)
-    saver.close()
-    return folder
+    """A checkpoint of stage 1."""
+    return tiny.untrained(tiny.stage1("--config.seed=5", *SMALL), tmp_path_factory.mktemp("run") / "stage1")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from mmkd_jax import io, tokenizers
 from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.specs import TokenizerSpec
-from mmkd_jax.train import metrics
+from mmkd_jax.train import checkpoint, metrics, optim, setup
+from mmkd_jax.train import state as states
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 POLICY = ViewPolicy(scale=(0.9, 1.0), seed=0)  # that of the shipped configs
@@ -64,6 +65,17 @@ def stage2(recipe: str, *more: str):
 def pairs() -> PairsSet:
     """The set of `world`."""
     return PairsSet.open(world() / "pairs")
+
+
+def untrained(config, folder: pathlib.Path) -> pathlib.Path:
+    """A run's folder with the checkpoint that a run of `config` would leave after updates of zero."""
+    job = setup.build(config)
+    transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
+    meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), {})
+    saver = checkpoint.Checkpoints(folder)
+    saver.save(job.steps, jax.jit(lambda: states.init_state(job.task, transform, config.seed))(), meta)
+    saver.close()
+    return folder
 
 
 def losses(workdir) -> list[dict]:

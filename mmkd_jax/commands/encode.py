@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _pictures(place: str) -> list[str]:
-    """A picture, or all pictures below a folder in order of name."""
+    """A picture, or all pictures below a folder in order of name, hidden ones left out."""
     import os
 
     from mmkd_jax import io
@@ -57,10 +57,21 @@ def _pictures(place: str) -> list[str]:
     path = io.as_path(place)
     if not path.is_dir():
         return [os.fspath(path)]
-    found = sorted(os.fspath(child) for child in path.glob("**/*") if child.suffix.lower() in SUFFIXES)
+    found = sorted(os.fspath(child) for child in _below(path) if child.suffix.lower() in SUFFIXES)
     if not found:
         raise InputError(f"{path} holds no pictures ({', '.join(SUFFIXES)})")
     return found
+
+
+def _below(folder):
+    """All files below a folder; epath has no recursive glob, as it costs a call a folder on an object store."""
+    for child in folder.iterdir():
+        if child.name.startswith("."):
+            continue
+        if child.is_dir():
+            yield from _below(child)
+        else:
+            yield child
 
 
 def _lines(text: str) -> list[str]:

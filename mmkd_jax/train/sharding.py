@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmkd_jax.errors import InputError
+from mmkd_jax.errors import InputError, near
 from mmkd_jax.train.optim import path_of
 
 AXES = ("data", "fsdp", "tensor")
@@ -24,7 +24,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     devices = list(devices if devices is not None else jax.devices())
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
     fixed = int(np.prod([size for size in shape if size != -1]))
-    if shape.count(-1) > 1 or (shape.count(-1) == 0 and fixed != len(devices)) or len(devices) % fixed:
+    wrong = any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1
+    if wrong or len(devices) % fixed or (shape.count(-1) == 0 and fixed != len(devices)):
         raise InputError(f"mesh {dict(zip(AXES, shape))} does not fit {len(devices)} devices; give one axis -1")
     shape = [len(devices) // fixed if size == -1 else size for size in shape]
     # Mesh and not jax.make_mesh: the latter makes explicit axes, which ask every gather for its output sharding.
@@ -43,7 +44,7 @@ def shardings(tree: Any, rules: Sequence[tuple[str, Sequence[str | None]]], mesh
     follows the rule of its parameter, since its path ends in the parameter's.
 
     Raises:
-      InputError: a parameter matches no rule, or a dimension cannot be divided.
+      InputError: a parameter matches no rule, a rule is malformed, or a dimension cannot be divided.
     """
 
     def place(path, leaf):
@@ -52,7 +53,7 @@ def shardings(tree: Any, rules: Sequence[tuple[str, Sequence[str | None]]], mesh
             return NamedSharding(mesh, PartitionSpec())
         for pattern, placement in rules:
             if re.search(pattern, name):
-                _check_divides(name, leaf.shape, placement, mesh)
+                _check_placement(name, leaf.shape, placement, mesh)
                 return NamedSharding(mesh, PartitionSpec(*placement))
         raise InputError(f"no sharding rule matches parameter {name}; add a rule, for example ('.*', ())")
 
@@ -72,7 +73,13 @@ def check_batch(batch: int, mesh: Mesh) -> None:
         raise InputError(f"batch {batch} is not a multiple of the {ways} data-parallel devices of the mesh")
 
 
-def _check_divides(name: str, shape: tuple[int, ...], placement: Sequence[str | None], mesh: Mesh) -> None:
+def _check_placement(name: str, shape: tuple[int, ...], placement: Sequence[str | None], mesh: Mesh) -> None:
+    axes = [axis for axis in placement if axis is not None]
+    for axis in axes:
+        if axis not in mesh.shape:
+            raise InputError(f"the sharding rule of {name} names the mesh axis {axis!r}; {near(axis, mesh.shape)}")
+    if len(set(axes)) < len(axes):
+        raise InputError(f"the sharding rule of {name} gives one mesh axis to two dimensions: {tuple(placement)}")
     if len(placement) > len(shape):
         raise InputError(f"the sharding rule of {name} places {len(placement)} dimensions, it has {len(shape)}")
     for size, axis in zip(shape, placement):
