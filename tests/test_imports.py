@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import os
 import pathlib
 import re
 import subprocess
@@ -21,13 +22,17 @@ MODULES = sorted(
     if p.is_relative_to(ROOT / "mmkd_jax") and p.name != "__main__.py"
 )
 
+# As if they were not installed: no finder finds them, and find_spec("tensorflow"), which etils asks, is None.
 BLOCK = f"""
 import sys
-class Block:
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {FOREIGN}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
-sys.meta_path.insert(0, Block())
+        return None if name.split(".")[0] in {FOREIGN} else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
 """
 IMPORT_ALL = f"""
 import importlib, sys
@@ -37,8 +42,9 @@ print("foreign:", sorted(name for name in {FOREIGN} if name in sys.modules))
 """
 
 
-def python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=250)
+def python(code: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=250)
 
 
 @pytest.mark.parametrize("before", ["", BLOCK], ids=["as installed", "foreign packages blocked"])
@@ -48,10 +54,50 @@ def test_every_module_imports_without_foreign_frameworks(before):
     assert run.stdout.strip().endswith("foreign: []")
 
 
+TRAIN = """
+import sys
+from mmkd_jax import cli
+assert cli.main(sys.argv[1:]) == 0
+print("foreign:", sorted(name for name in {FOREIGN} if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("before", ["", BLOCK], ids=["as installed", "foreign packages blocked"])
+def test_training_needs_and_loads_no_foreign_framework(before, tmp_path):
+    """A whole run of stage 2, with its metrics and checkpoints, by the command line in a process of its own."""
+    import train_fixtures as tiny
+
+    root = tiny.world()
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # four steps: most of the time would go into compiling
+        "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    arguments = ["train", "--config", f"{tiny.CONFIGS}/stage2_mmkd.py:smoke", "--workdir", str(tmp_path / "run")]
+    arguments += [f"--config.features={root / 'features'}", *tiny.overrides()]
+    run = python(before + TRAIN.replace("{FOREIGN}", str(FOREIGN)), *arguments, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().endswith("foreign: []")
+    assert len(tiny.losses(tmp_path / "run")) == 4
+    assert (tmp_path / "run" / "checkpoints" / "4").is_dir()
+
+
+def test_a_foreign_framework_would_be_seen():
+    """Negative control: a module of that name that a run loads is told, whatever it holds."""
+    code = "import sys, types\nsys.modules['torch'] = types.ModuleType('torch')\n" + TRAIN.replace(
+        "{FOREIGN}", str(FOREIGN)
+    )
+    run = python(code, "--version")
+    assert run.stdout.strip().endswith("foreign: ['torch']")
+
+
 def test_the_block_blocks():
     """Negative control of the test above."""
-    run = python(BLOCK + "import tensorflow")
-    assert "tensorflow is blocked" in run.stderr
+    for name in ("tensorflow", "torch"):
+        assert f"ModuleNotFoundError: No module named '{name}'" in python(BLOCK + f"import {name}").stderr
+    assert python(BLOCK + "import importlib.util as i; assert i.find_spec('torch') is None").returncode == 0
 
 
 def imported(tree: ast.Module, *, top_level: bool) -> set[str]:
