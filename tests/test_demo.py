@@ -79,7 +79,7 @@ def test_the_pixel_floor_sees_pixels_and_colours():
 
 
 def test_no_path_of_the_machine_reaches_the_page():
-    assert story._without_paths(["mmkd", "--workdir", "/home/me/run/", "--fast"]) == [
+    assert story._without_paths(["mmkd", "--workdir", "/a/b/run/", "--fast"]) == [
         "mmkd",
         "--workdir",
         "run",
