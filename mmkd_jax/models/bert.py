@@ -62,9 +62,7 @@ class BertText(nnx.Module):
         self.positions = nn.normal((spec.positions, spec.width), 0.02)
         self.types = nn.normal((2, spec.width), 0.02)
         self.embed_norm = nn.Norm(spec.width, spec.norm_epsilon)
-        # BERT's 0.02 belongs to its width of 768. At the same 0.02 a narrow tower hardly listens to its own tokens:
-        # the branches vanish beside the residual, and the class token starts out nearly the same for every text.
-        scales = nn.Scales.constant(0.02 * (768 / spec.width) ** 0.5)
+        scales = nn.Scales.constant(0.02)
         self.layers = nn.stack(lambda: nn.PostNormBlock(spec, scales, dtype), spec.layers)
         self.projection = Projection(spec.width, embed, spec.projection, dtype)
         self.spec, self.dtype, self.remat = spec, np.dtype(dtype), remat
