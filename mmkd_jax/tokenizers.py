@@ -108,12 +108,12 @@ def from_files(
 
 
 def train(spec: TokenizerSpec, texts: Sequence[str], *, vocab_size: int, context: int) -> Tokenizer:
-    """Learns a vocabulary of `vocab_size` tokens from captions, for a model that starts from nothing.
+    """Learns a vocabulary of at most `vocab_size` tokens from captions, for a model that starts from nothing.
 
-    The result depends on the captions alone.
+    The result depends on the captions alone. Few captions give fewer tokens; the tokenizer's own `vocab_size` tells.
 
     Raises:
-      InputError: `vocab_size` does not even hold the alphabet, or the captions do not give so many tokens.
+      InputError: `vocab_size` does not even hold the alphabet.
     """
     engine = _pipeline(spec, Engine(models.BPE()))
     words: dict[str, int] = {}

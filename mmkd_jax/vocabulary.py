@@ -25,10 +25,10 @@ BYTES = _bytes()
 
 
 def learn_bpe(words: Mapping[str, int], size: int) -> list[Pair]:
-    """Merges that make `size` new tokens for CLIP's BPE, from words spelled in `BYTES` with their counts.
+    """Merges that make at most `size` new tokens for CLIP's BPE, from words spelled in `BYTES` with their counts.
 
     Raises:
-      InputError: the number is negative, that is the vocabulary smaller than the alphabet, or the words give fewer.
+      InputError: the number is negative, that is the vocabulary smaller than the alphabet.
     """
     if size < 0:
         raise InputError(f"the vocabulary is {-size} tokens too small to hold CLIP's byte alphabet")
@@ -37,10 +37,10 @@ def learn_bpe(words: Mapping[str, int], size: int) -> list[Pair]:
 
 
 def learn_wordpiece(words: Mapping[str, int], size: int) -> list[str]:
-    """`size` tokens for WordPiece, from words with their counts: the alphabet, then merged pieces.
+    """At most `size` tokens for WordPiece, from words with their counts: the alphabet, then merged pieces.
 
     Raises:
-      InputError: the alphabet alone is larger, or the words give fewer.
+      InputError: the alphabet alone is larger.
     """
     spelled = {word: (word[0], *(f"##{letter}" for letter in word[1:])) for word in words}
     alphabet = sorted({piece for pieces in spelled.values() for piece in pieces})
@@ -55,7 +55,9 @@ def _join(left: str, right: str) -> str:
 
 
 def _learn(spelled: Mapping[str, tuple[str, ...]], counts: Mapping[str, int], size: int, join) -> list[Pair]:
-    """The most frequent pairs, each applied before the next is chosen, until they make `size` different tokens."""
+    """The most frequent pairs, each applied before the next is chosen, until they make `size` different tokens or
+    every word is one token.
+    """
     words = {word: list(pieces) for word, pieces in spelled.items()}
     frequency: Counter[Pair] = Counter()
     where: defaultdict[Pair, set[str]] = defaultdict(set)
@@ -85,8 +87,6 @@ def _learn(spelled: Mapping[str, tuple[str, ...]], counts: Mapping[str, int], si
                 where[pair].add(word)
         for pair in changed:
             heapq.heappush(queue, (-frequency[pair], pair))
-    if len(made) < size:
-        raise InputError(f"these captions give {size - len(made)} tokens fewer than asked for; ask for fewer")
     return learned
 
 

@@ -177,8 +177,9 @@ class Demo:
         config = configs.load(f"{CONFIGS / address}", own).unlock()
         config.name, config.steps, config.seed = name, steps, seed
         config.data.pairs, config.data.rows = os.fspath(self.pairs(captions).path), rows
-        config.model.text.vocab_size = self.config.vocabulary
-        config.tokenizer = os.fspath(self.vocabulary(config.model.tokenizer.kind))
+        kind = config.model.tokenizer.kind
+        vocabulary = tokenizers.load(TokenizerSpec(kind=kind), self.vocabulary(kind), context=24)
+        config.model.text.vocab_size, config.tokenizer = vocabulary.vocab_size, os.fspath(self.vocabulary(kind))
         return config.lock()
 
 
