@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmkd_jax import registry
+from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import bootstrap, prompts, results
 from mmkd_jax.evals.features import Features
@@ -125,7 +126,8 @@ class TaskResult:
 def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
     """The evaluation sets that a pairs set holds, by name.
 
-    A source with classes and rows `<source>.test` is classified, with `<source>.train` for the probe if it is there.
+    A source with classes and rows `<source>.test` is classified, with `<source>.train` for the probe if it is there;
+    its rows without a class take no part.
     A source without classes but with captioned rows `<source>.val` (else `<source>.test`) is retrieved.
     """
     names, found = set(pairs.row_names()), []
@@ -133,12 +135,13 @@ def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
         classes = tuple(pairs.classes.get(source, ()))
         splits = [f"{source}.{split}" for split in (("test",) if classes else ("val", "test"))]
         indices = [pairs.rows(split) for split in splits if split in names]
+        indices = [_labelled(pairs, index) for index in indices] if classes else indices
         index = next((index for index in indices if len(index.rows)), None)
         if index is None:
             continue
         modality = _modality(pairs, index.rows)
         if classes:
-            train = pairs.rows(f"{source}.train") if f"{source}.train" in names else None
+            train = _labelled(pairs, pairs.rows(f"{source}.train")) if f"{source}.train" in names else None
             known = prompts.default(classes, modality, profile, name=source)
             probe = {} if train is None else {"train_rows": train.rows, "train_hash": train.hash}
             found.append(EvalSet(source, index.rows, index.hash, modality, class_names=classes, prompts=known, **probe))
@@ -204,6 +207,14 @@ def _rows(encoder: Encoder, one: EvalSet, task: str, result: TaskResult, seed: i
         about = {"model": encoder.name, "checkpoint": str(encoder.checkpoint), "dataset": one.name, "task": task}
         rows.append({**about, "metric": metric, **values, "context": context})
     return rows
+
+
+def _labelled(pairs, index: RowIndex) -> RowIndex:
+    """The rows of `index` that have a class."""
+    has_class = np.asarray(pairs.table["label_id"])[index.rows] >= 0
+    if has_class.all():
+        return index
+    return RowIndex(index.rows[has_class], index.set_hash, index.name, {**index.made, "only": "with a class"})
 
 
 def _modality(pairs, rows: np.ndarray) -> str:
