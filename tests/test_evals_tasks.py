@@ -618,3 +618,15 @@ def test_a_known_set_is_asked_in_its_own_words():
     # other classes under that name, or the bare names asked for: the set's own words do not apply
     assert prompts.default(("a", "b"), "ultrasound", name="busi") == prompts.default(("a", "b"), "ultrasound")
     assert prompts.default(busi, "ultrasound", "names", name="busi").sentences[0] == ("benign breast mass",)
+
+
+def test_rows_without_a_class_take_no_part_in_classification(pairs):
+    whole = next(s for s in base.sets_of(pairs) if s.name == "colours")
+    some = FakePairs()
+    unlabelled = [some.indices["colours.test"][0], some.indices["colours.train"][3]]
+    some.table["label_id"] = some.table["label_id"].copy()
+    some.table["label_id"][unlabelled] = -1
+    part = next(s for s in base.sets_of(some) if s.name == "colours")
+    assert set(whole.rows) - set(part.rows) == {unlabelled[0]}
+    assert set(whole.train_rows) - set(part.train_rows) == {unlabelled[1]}
+    assert part.split_hash != whole.split_hash
