@@ -121,11 +121,15 @@ def test_threads_and_restarts_change_nothing(pairs, features, threads):
 
 
 def test_leaving_the_iterator_early(pairs):
-    for _step, _batch in make(pairs).iterate(0, 1000, threads=2):
+    seen = []
+    for step, _batch in make(pairs).iterate(0, 1000, threads=2):
+        seen.append(step)
         break
     iterator = make(pairs).iterate(0, 1000)
-    next(iterator)
+    seen.append(next(iterator)[0])
     iterator.close()
+    assert seen == [0, 0]
+    assert next(iterator, None) is None  # closed, with nothing left behind to wait for
 
 
 def test_row_index(pairs):
