@@ -118,23 +118,6 @@ def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_bat
     return _published(name, specs.find(name).spec, _weights.read_tensors(file), file, micro_batch)
 
 
-def parse(entries: Sequence[str]) -> dict[str, str]:
-    """`NAME=WEIGHTS` arguments of a command line as a dict.
-
-    Raises:
-      InputError: an entry has another form, or a name occurs twice.
-    """
-    found: dict[str, str] = {}
-    for entry in entries:
-        name, equals, path = entry.partition("=")
-        if not (name and equals and path):
-            raise InputError(f"{entry!r} is not of the form NAME=WEIGHTS")
-        if name in found:
-            raise InputError(f"teacher {name} is given twice; give each its own name")
-        found[name] = path
-    return found
-
-
 def as_encoder(teacher: Teacher, name: str = "") -> TeacherEncoder:
     """`teacher` in the form that evaluators take; results call it `name`, or `teacher:` and its own name."""
     return TeacherEncoder((name or teacher.name).removeprefix("teacher:"), teacher.checkpoint, teacher)

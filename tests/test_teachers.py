@@ -207,13 +207,6 @@ def test_records_have_the_published_sizes(name, parameters, tensors):
     assert facts.verified
 
 
-def test_arguments_of_the_form_name_weights():
-    assert teachers.parse(["a=x", "b=y=z"]) == {"a": "x", "b": "y=z"}
-    for entries, match in ((["a"], "not of the form"), (["=x"], "not of the form"), (["a=x", "a=y"], "given twice")):
-        with pytest.raises(InputError, match=match):
-            teachers.parse(entries)
-
-
 def test_the_command_lists_and_shows(capsys):
     assert main(["teachers", "list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(specs.TEACHERS)
