@@ -29,9 +29,11 @@ STAGE1 = pathlib.Path(__file__).parent / "stage1_clip.py"
 RECIPES = {
     "public": Recipe(),
     "mean": Recipe(target="mean", icl_trained=True),
-    # Weights of 1: on the demo's `dev` rows (one seed) pairs between 0 and 20 gave 0.41 to 0.49, which is noise, but 5
-    # and 5 lost on the test splits: after few steps heavy weights starve the task loss.
-    "plus": Recipe(target="heads", feature_weight=1.0, icl_weight=0.0, affinity_weight=1.0, centre=True),
+    # Weights chosen on held-out training pictures of the demo's sets, three seeds each, 40 + 160 or 100 + 100 steps:
+    # (feature, affinity) of (1, 3), (0, 3), (0, 10), (1, 1), (3, 0) and (5, 5) gave 0.545, 0.545, 0.543, 0.541, 0.539
+    # and 0.537, without distillation 0.536. Differences of 0.01 are noise there; the feature loss is kept for captions
+    # that say little, where affinities are flat.
+    "plus": Recipe(target="heads", feature_weight=1.0, icl_weight=0.0, affinity_weight=3.0, centre=True),
 }
 
 
@@ -49,6 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.routing = ""  # a JSON file with weights by modality and teacher; "": all alike
     config.recipe = ConfigDict(dataclasses.asdict(RECIPES[args.recipe]))
     config.optimizer.lr = 1e-6
-    if args.smoke or args.demo:
+    if args.smoke:
         config.optimizer.lr = 1e-3
+    if args.demo:
+        config.optimizer.lr = 3e-3
     return config

@@ -109,11 +109,11 @@ class Demo:
         if not (folder / "open_clip").exists():
             config = self._config(
                 f"stage1_clip.py:demo,text={self.config.families[name]}",
-                folder / "run",
                 captions="label",
                 name=f"teacher {name}",
                 rows=f"fit.{name}",
                 steps=self.config.steps.teacher,
+                own=self.config.teacher,
             )
             loop.run(config, folder / "run")
             export.export_checkpoint(folder / "run", folder / "open_clip")
@@ -159,9 +159,10 @@ class Demo:
         alone = {"stage1": steps.stage1, "clip_only": together, "clip_only_3x": 3 * together}
         shared = {"captions": self.captions, "name": f"{name} seed {seed}", "rows": "fit", "seed": seed}
         if name in alone:
-            config = self._config("stage1_clip.py:demo", folder, steps=alone[name], **shared)
+            config = self._config("stage1_clip.py:demo", steps=alone[name], **shared)
         else:
-            config = self._config(f"stage2_mmkd.py:demo,recipe={name}", folder, steps=steps.stage2, **shared)
+            address = f"stage2_mmkd.py:demo,recipe={name}"
+            config = self._config(address, steps=steps.stage2, own=self.config.stage2, **shared)
             config.unlock()
             config.init = os.fspath(checkpoint.find(self.student("stage1", seed)))
             config.features = os.fspath(self.features())
@@ -170,11 +171,18 @@ class Demo:
         return loop.run(config, folder)
 
     def _config(
-        self, address: str, folder: epath.Path, *, captions: str, name: str, rows: str, steps: int, seed: int = 0
+        self,
+        address: str,
+        *,
+        captions: str,
+        name: str,
+        rows: str,
+        steps: int,
+        seed: int = 0,
+        own: Sequence[str] = (),
     ) -> ConfigDict:
-        """A run's config: the shipped file with this demo's sizes and places."""
-        own = list(self.config.both) + (list(self.config.stage2) if address.startswith("stage2") else [])
-        config = configs.load(f"{CONFIGS / address}", own).unlock()
+        """A run's config: the shipped file with this demo's sizes and places, and the overrides `own`."""
+        config = configs.load(f"{CONFIGS / address}", [*self.config.both, *own]).unlock()
         config.name, config.steps, config.seed = name, steps, seed
         config.data.pairs, config.data.rows = os.fspath(self.pairs(captions).path), rows
         kind = config.model.tokenizer.kind
