@@ -52,18 +52,18 @@ def finished(make_config, tmp_path_factory):
     def run(recipe):
         if recipe not in made:
             began = []
-            real = loop._start
+            real = loop.first_state
 
             def start(*args):
                 state = real(*args)
                 began.append(named(state.params))
                 return state
 
-            loop._start = start
+            loop.first_state = start
             try:
                 folder = loop.run(make_config(recipe), tmp_path_factory.mktemp("run") / recipe)
             finally:
-                loop._start = real
+                loop.first_state = real
             made[recipe] = folder, began[0]
         return made[recipe]
 

@@ -15,7 +15,8 @@ from mmkd_jax import io
 from mmkd_jax.errors import InputError
 from mmkd_jax.train import checkpoint, metrics, optim, setup, sharding
 from mmkd_jax.train.provenance import provenance
-from mmkd_jax.train.state import TrainState, init_state, make_step
+from mmkd_jax.train.start import first_state
+from mmkd_jax.train.state import make_step
 
 DEVICE_FIELDS = ("image", "text", "modality", "targets")  # of a batch; the rest stays on the host
 
@@ -49,7 +50,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
 
 def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, saver: checkpoint.Checkpoints) -> None:
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
-    state = _start(config, mesh, job, transform, saver)
+    state = first_state(config, mesh, job, transform, saver)
     _claim(workdir, _record(config, job))
     step_fn = jax.jit(
         make_step(job.task, transform, config.seed),
@@ -90,27 +91,6 @@ def _watch(watched: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
                 "lower the learning rate, clip gradients, or look at the data of that step"
             )
     return {name: float(value) for name, value in reports.items()}
-
-
-def _start(config: ConfigDict, mesh: Any, job: setup.Job, transform: Any, saver: checkpoint.Checkpoints) -> TrainState:
-    """The first state: this run's own checkpoint, else the parameters of `config.init`, else fresh ones."""
-
-    def init():
-        return init_state(job.task, transform, config.seed)
-
-    shapes = jax.eval_shape(init)
-    placement = sharding.shardings(shapes, config.sharding, mesh)
-    latest = saver.latest()
-    if latest is not None:
-        like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placement)
-        return saver.restore(latest, like)[0]
-    state = jax.jit(init, out_shardings=placement)()
-    if config.init:
-        # The student's own towers; what a recipe adds (heads, its scale) starts fresh.
-        own = job.task.encoders(state.params)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), own)
-        state = state.replace(params={**state.params, **checkpoint.load_params(config.init, like)})
-    return state
 
 
 def _record(config: ConfigDict, job: setup.Job) -> dict[str, Any]:
