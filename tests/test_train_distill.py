@@ -196,6 +196,7 @@ def wrong(tmp_path_factory):
     (root / "empty").mkdir()
     (root / "stranger.json").write_text(json.dumps({"weights": {"ct": {"alhpa": 1.0}}}))
     (root / "nothing.json").write_text(json.dumps({"weights": {m: {"alpha": 0} for m in toy.MODALITIES}}))
+    (root / "elsewhere.json").write_text(json.dumps({"weights": {"ct scan": {"alpha": 1.0}}}))
     (root / "other.json").write_text(json.dumps({"ct": {"alpha": 1.0}}))
     return root
 
@@ -215,6 +216,7 @@ def wrong(tmp_path_factory):
         ("public", "--config.data.views.seed=1", "have the view policy"),
         ("plus", "--config.routing={wrong}/stranger.json", "names teacher 'alhpa'"),
         ("plus", "--config.routing={wrong}/nothing.json", "no teacher"),
+        ("plus", "--config.routing={wrong}/elsewhere.json", "none of the pairs' modalities"),
         ("plus", "--config.routing={wrong}/other.json", "is no routing table"),
         ("plus", "--config.routing={wrong}/nowhere.json", "does not exist"),
         ("plus", "--config.recipe.head=cnn", "recipe head 'cnn'"),
@@ -242,3 +244,16 @@ def test_a_corrected_command_goes_on_in_the_same_folder(make_config, wrong, tmp_
         loop.run(make_config("public", f"--config.init={wrong}"), tmp_path / "run")
     loop.run(make_config("public"), tmp_path / "run")
     assert len(tiny.losses(tmp_path / "run")) == 4
+
+
+def test_a_run_is_not_continued_with_another_routing_table_under_the_same_name(make_config, tmp_path):
+    table = {"weights": {modality: {"alpha": 1.0} for modality in toy.MODALITIES}}
+    path = tmp_path / "routing.json"
+    path.write_text(json.dumps(table))
+    config = make_config("plus", f"--config.routing={path}")
+    loop.run(config, tmp_path / "run")
+    path.write_text(json.dumps({**table, "note": "weights are the same"}))
+    loop.run(config, tmp_path / "run")
+    path.write_text(json.dumps({"weights": {modality: {"beta": 1.0} for modality in toy.MODALITIES}}))
+    with pytest.raises(InputError, match="another data.routing"):
+        loop.run(config, tmp_path / "run")

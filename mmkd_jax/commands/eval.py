@@ -85,7 +85,6 @@ def chosen(sets: list, names: list[str] | None) -> list:
 def _encoders(checkpoints: list[str], weights: dict[str, str]):
     """The models one after the other, so that one at a time is in memory."""
     from mmkd_jax import api
-    from mmkd_jax.evals.teachers import TeacherEncoder
 
     for entry in checkpoints:
         name, equals, path = entry.partition("=")
@@ -93,7 +92,7 @@ def _encoders(checkpoints: list[str], weights: dict[str, str]):
     for name, path in weights.items():
         import teachers
 
-        yield TeacherEncoder(name, path, teachers.load(name, weights=path))
+        yield teachers.as_encoder(teachers.load(name, weights=path))
 
 
 def _print(rows: list[dict]) -> None:

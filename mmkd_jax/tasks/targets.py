@@ -83,8 +83,10 @@ def routing_table(
     A modality that the table leaves out gets all teachers alike.
 
     Raises:
-      InputError: the table names a teacher that has no features here.
+      InputError: the table names a teacher that has no features here, or none of these modalities.
     """
+    if table and not set(table) & set(modalities):
+        raise InputError(f"the routing table has none of the pairs' modalities; {near(next(iter(table)), modalities)}")
     weights = np.ones((len(modalities), len(teachers)), np.float32)
     for m, modality in enumerate(modalities):
         row = (table or {}).get(modality)

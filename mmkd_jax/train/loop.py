@@ -61,7 +61,7 @@ def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, s
     log = metrics.MetricsLog(workdir, start)
     progress = metrics.Progress(config.name, start, job.steps, config.batch)
     meta = checkpoint.describe(
-        job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.batches.identity
+        job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity
     )
     watched: list[tuple[int, dict[str, jax.Array]]] = []
     with contextlib.closing(log), contextlib.closing(progress):
@@ -95,7 +95,7 @@ def _watch(watched: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
 
 def _record(config: ConfigDict, job: setup.Job) -> dict[str, Any]:
     """What a run is: its config and its data."""
-    return {"config": configs.to_dict(config), "data": job.batches.identity}
+    return {"config": configs.to_dict(config), "data": job.identity}
 
 
 def _refuse_another(workdir: epath.Path, record: dict[str, Any]) -> None:

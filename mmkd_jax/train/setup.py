@@ -35,12 +35,14 @@ class Job:
       batches: the global batch as a function of the step.
       tokenizer: the student's.
       steps: number of updates in all.
+      identity: hashes of all data that the run is made of.
     """
 
     task: Task
     batches: Batches
     tokenizer: tokenizers.Tokenizer
     steps: int
+    identity: dict[str, Any]
 
 
 def build(config: ConfigDict) -> Job:
@@ -73,7 +75,10 @@ def build(config: ConfigDict) -> Job:
     count = len(rows.rows) if rows is not None else len(pairs)
     steps = config.steps or max(1, config.epochs * count // config.batch)
     make = registry.resolve(config.task, TASKS, "task")
-    return Job(make(config, spec, pairs, features), batches, tokenizer, steps)
+    identity = batches.identity
+    if config.get("routing"):
+        identity["routing"] = io.hash_of(routing.load(config.routing))
+    return Job(make(config, spec, pairs, features), batches, tokenizer, steps, identity)
 
 
 def load_tokenizer(config: ConfigDict, spec: ModelSpec) -> tokenizers.Tokenizer:
