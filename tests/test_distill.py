@@ -194,6 +194,7 @@ class Reference:
     def plus(self, inputs):
         feature, affinity = 0.0, 0.0
         weights = [self.weights(i) for i in range(N)]
+        taught = N if self.wrong == "diluted" else sum(any(row.values()) for row in weights)
         for name, teacher in self.teachers.items():
             rows = [i for i in range(N) if weights[i][name] > 0]
             pool = list(range(N)) if self.wrong == "affinity not masked" else rows
@@ -201,11 +202,11 @@ class Reference:
             scale = 12.0 if self.wrong == "one scale for all teachers" else teacher.scale
             told = scale * self.stored[name]["image"] @ self.stored[name]["text"].T
             for i in rows:
-                feature = feature + weights[i][name] / N * self.own_space(inputs, name, i)
+                feature = feature + weights[i][name] / taught * self.own_space(inputs, name, i)
                 for q, p in ((student, told), (student.T, told.T)):
                     log_q = self.torch.log_softmax(q[i, pool], 0)
                     log_p = self.torch.log_softmax(p[i, pool], 0)
-                    affinity = affinity + weights[i][name] / N * (log_p.exp() * (log_p - log_q)).sum() / 2
+                    affinity = affinity + weights[i][name] / taught * (log_p.exp() * (log_p - log_q)).sum() / 2
         return self.task(inputs) + feature + affinity
 
     def own_space(self, inputs, name, i):
@@ -301,6 +302,7 @@ def test_plus_equals_torch():
     [
         "uncentred",
         "affinity not masked",
+        "diluted",
         "another modality",
         "weights not normalised",
         "one head for both towers",

@@ -150,14 +150,18 @@ class DistillTask(ClipTask):
         return {"feature": (self.recipe.feature_weight, feature), "icl": (self.recipe.icl_weight, icl)}
 
     def _own_spaces(self, params: Params, features: Features, batch: Batch, step: jax.Array) -> dict:
-        """`heads`: every teacher in its own space, weighted by the sample's modality."""
+        """`heads`: every teacher in its own space, weighted by the sample's modality; mean over samples with a teacher.
+
+        As in `_joint_space`, samples without any teacher do not dilute the others.
+        """
         weights = self._sample_weights(batch)
+        taught = jnp.maximum(sum(jnp.sum(weight) for weight in weights.values()), 1e-9)
         scale = jnp.exp(params["logit_scale"])
         feature, affinity = jnp.zeros(()), jnp.zeros(())
         for teacher in self.teachers:
             stored, weight = batch["targets"][teacher.name], weights[teacher.name]
             goal = {tower: self._own_target(teacher, tower, stored[tower]) for tower in ("image", "text")}
-            share = jnp.mean(weight)
+            share = jnp.sum(weight) / taught
             head = params["heads"][teacher.name]
             for tower, embedding in (("image", features.image), ("text", features.text)):
                 distance = losses.cosine_distance(heads.apply(head[tower], embedding), goal[tower])
