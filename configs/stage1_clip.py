@@ -17,6 +17,22 @@ from mmkd_jax.config import parse_arg
 from mmkd_jax.errors import InputError
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
 
+# Placements by name, first match wins: mesh axes of the leading dimensions. Stacked layers are never divided by layer;
+# `fsdp` takes the width, `tensor` heads and hidden units. What no rule divides (norms, biases, positions) is small.
+SHARDING = (
+    ("layers/attention/qkv/kernel$", (None, "fsdp", None, "tensor")),  # [L, D, 3, H, Dh]
+    ("layers/attention/qkv/bias$", (None, None, "tensor")),  # [L, 3, H, Dh]
+    ("layers/attention/out/kernel$", (None, "tensor", None, "fsdp")),  # [L, H, Dh, D]
+    ("layers/mlp/up/kernel$", (None, "fsdp", "tensor")),  # [L, D, M]
+    ("layers/mlp/up/bias$", (None, "tensor")),  # [L, M]
+    ("layers/mlp/down/kernel$", (None, "tensor", "fsdp")),  # [L, M, D]
+    ("tokens/embedding$", (None, "fsdp")),  # [V, D]
+    ("patch/kernel$", (None, None, None, None, "fsdp")),  # [1, p, p, 3, D]
+    ("projection/(up/|down/)?kernel$", ("fsdp",)),  # [D, E], [D, M], [M, E]
+    ("heads/.*kernel$", ("fsdp",)),  # [E, W], [E, 2E], [2E, W]
+    (".*", ()),
+)
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """See the file's docstring."""
@@ -54,11 +70,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.decay = 0.2
     config.optimizer.clip = 0.0  # largest gradient norm; 0: no clipping, as released
 
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.sharding = ((".*", ()),)
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})  # -1: what the others leave
+    config.sharding = SHARDING
+    config.unsharded = 0.05  # largest share of parameters that may stay whole on an fsdp mesh
     config.log_every = 50
     config.save_every = 1000
     config.keep = 3
+    config.watchdog = 30.0  # minutes without a step after which the run ends with exit code 76; 0: never
     if args.smoke:
         shrink(config, size=32, patch=16, width=32, image_layers=2, text_layers=2, vocabulary=300, context=16)
         config.steps, config.batch, config.log_every, config.save_every = 4, 8, 1, 2

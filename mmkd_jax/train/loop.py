@@ -14,9 +14,11 @@ from mmkd_jax import config as configs
 from mmkd_jax import io
 from mmkd_jax.errors import InputError
 from mmkd_jax.train import checkpoint, metrics, optim, setup, sharding
+from mmkd_jax.train.preemption import Notice, Preempted
 from mmkd_jax.train.provenance import provenance
 from mmkd_jax.train.start import first_state
 from mmkd_jax.train.state import make_step
+from mmkd_jax.train.watchdog import Watchdog
 
 DEVICE_FIELDS = ("image", "text", "modality", "targets")  # of a batch; the rest stays on the host
 
@@ -33,6 +35,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
     Raises:
       InputError: the config does not fit the data, the folder cannot be written to or holds another run, or the loss
         is no longer finite.
+      Preempted: SIGTERM came; the state is saved, and left as it is the process ends with exit code 75.
     """
     workdir = io.make_workdir(workdir)
     mesh = sharding.make_mesh(config.mesh)
@@ -40,15 +43,21 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
     job = setup.build(config)
     _refuse_another(workdir, _record(config, job))
     saver = checkpoint.Checkpoints(workdir, keep=config.keep)
-    try:
+    with Watchdog(config.name, config.watchdog) as watchdog, Notice() as notice, contextlib.closing(saver):
         if saver.latest() != job.steps:
-            _train(config, workdir, mesh, job, saver)
-    finally:
-        saver.close()
+            _train(config, workdir, mesh, job, saver, notice, watchdog)
     return workdir
 
 
-def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, saver: checkpoint.Checkpoints) -> None:
+def _train(
+    config: ConfigDict,
+    workdir: epath.Path,
+    mesh: Any,
+    job: setup.Job,
+    saver: checkpoint.Checkpoints,
+    notice: Notice,
+    watchdog: Watchdog,
+) -> None:
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
     state = first_state(config, mesh, job, transform, saver)
     _claim(workdir, _record(config, job))
@@ -60,9 +69,7 @@ def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, s
     start = int(state.step)
     log = metrics.MetricsLog(workdir, start)
     progress = metrics.Progress(config.name, start, job.steps, config.batch)
-    meta = checkpoint.describe(
-        job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity
-    )
+    meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity)
     watched: list[tuple[int, dict[str, jax.Array]]] = []
     with contextlib.closing(log), contextlib.closing(progress):
         for done, batch in job.batches.iterate(start, job.steps, threads=config.data.threads):
@@ -70,7 +77,9 @@ def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, s
             on_device = sharding.global_batch({k: batch[k] for k in DEVICE_FIELDS if k in batch}, mesh)
             state, reports = step_fn(state, on_device)
             watched.append((step, reports))
-            save = step % config.save_every == 0 or step == job.steps
+            watchdog.alive(f"step {step}")
+            leave = notice.reached(step) and step != job.steps
+            save = step % config.save_every == 0 or step == job.steps or leave
             if save or step % config.log_every == 0:
                 scalars = _watch(watched)
                 progress.update(step, scalars["loss"])
@@ -78,7 +87,11 @@ def _train(config: ConfigDict, workdir: epath.Path, mesh: Any, job: setup.Job, s
                     log.write(step, {**scalars, "pairs_per_second": progress.rate(step)})
                 watched.clear()
             if save:
+                progress.say(f"saving step {step}")
                 saver.save(step, state, meta)
+            if leave:
+                progress.say("leaving on SIGTERM; the same command goes on from here")
+                raise Preempted(step)
 
 
 def _watch(watched: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:

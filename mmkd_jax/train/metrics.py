@@ -84,6 +84,14 @@ class Progress:
         speed = f"{self.rate(step):.0f} pairs/s, {left:.0f} s left"
         print(f"{self._name}: step {step}/{self._total}, loss {loss:.3f}, {speed}", file=sys.stderr, flush=True)
 
+    def say(self, text: str) -> None:
+        """A line of its own, beside the bar if there is one."""
+        line = f"{self._name}: {text}"
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Ends the bar."""
         if self._bar is not None:
