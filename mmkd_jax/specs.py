@@ -11,45 +11,12 @@ from typing import Any
 
 from mmkd_jax import io
 from mmkd_jax.errors import InputError, near
+from mmkd_jax.image_towers import ACTIVATIONS, IMAGE_TOWERS, ImageTower, ResNetTower, SwinTower, require
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-ACTIVATIONS = ("gelu", "quick_gelu")  # exact (erf) GELU; x * sigmoid(1.702 x)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageTower:
-    """A vision transformer with a class token (OpenAI / open_clip, or timm's variant of it).
-
-    `layout` names the published naming and structure of the weights: `openai` has a LayerNorm before the blocks and
-    no patch bias; `timm` has neither the first LayerNorm nor a bare projection matrix, but a patch bias.
-    """
-
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    patch: int = 16
-    image_size: int = 224
-    mlp_width: int = 3072
-    activation: str = "quick_gelu"
-    norm_epsilon: float = 1e-5
-    pre_norm: bool = True
-    patch_bias: bool = False
-    layout: str = "openai"
-
-    def __post_init__(self):
-        _require(self.layout in ("openai", "timm"), f"image layout {self.layout!r} is not one of openai, timm")
-        _require(self.activation in ACTIVATIONS, f"activation {self.activation!r} is not one of {ACTIVATIONS}")
-        _require(self.width % self.heads == 0, f"image width {self.width} is not a multiple of {self.heads} heads")
-        _require(
-            self.image_size % self.patch == 0,
-            f"image size {self.image_size} is not a multiple of the patch size {self.patch}",
-        )
+POOLINGS = ("token", "pooler", "layers")
+PADDINGS = ("masked", "attended", "pooled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +25,11 @@ class TextTower:
 
     `projection`: `linear` is one matrix without bias; `mlp` is width -> (width + embed) / 2 -> embed without biases,
     exact GELU between. `positions` is the length of the position table, `context` the number of tokens in use.
+
+    BERTs differ in two more things. `pooling`: `token` is the class token of the last hidden state, `pooler` that
+    token through BERT's own pooler (dense and tanh), `layers` the mean over tokens and over the states after layers
+    1, 2 and last (MedCLIP). `padding`: `masked` keeps padding out of everything, so that a caption's vector does not
+    depend on it; `attended` has no mask at all; `pooled` masks attention but counts padding in the mean over tokens.
     """
 
     kind: str = "bert"
@@ -72,13 +44,29 @@ class TextTower:
     norm_epsilon: float = 1e-12
     projection: str = "mlp"
     dropout: float = 0.1
+    pooling: str = "token"
+    padding: str = "masked"
 
     def __post_init__(self):
-        _require(self.kind in ("bert", "clip"), f"text tower kind {self.kind!r} is not one of bert, clip")
-        _require(self.projection in ("linear", "mlp"), f"projection {self.projection!r} is not one of linear, mlp")
-        _require(self.activation in ACTIVATIONS, f"activation {self.activation!r} is not one of {ACTIVATIONS}")
-        _require(self.width % self.heads == 0, f"text width {self.width} is not a multiple of {self.heads} heads")
-        _require(self.context <= self.positions, f"context {self.context} exceeds the {self.positions} positions")
+        require(self.kind in ("bert", "clip"), f"text tower kind {self.kind!r} is not one of bert, clip")
+        require(self.pooling in POOLINGS, f"pooling {self.pooling!r} is not one of {', '.join(POOLINGS)}")
+        require(self.padding in PADDINGS, f"padding {self.padding!r} is not one of {', '.join(PADDINGS)}")
+        require(
+            self.kind == "bert" or (self.pooling, self.padding) == ("token", "masked"),
+            f"pooling {self.pooling!r} with padding {self.padding!r} in CLIP's text tower: only BERT has these",
+        )
+        require(
+            self.padding != "pooled" or self.pooling == "layers",
+            f"padding 'pooled' counts in a mean over tokens, which pooling {self.pooling!r} does not take",
+        )
+        require(
+            self.pooling != "layers" or self.layers >= 2,
+            f"pooling 'layers' takes the states after layers 1 and 2; the tower has {self.layers}",
+        )
+        require(self.projection in ("linear", "mlp"), f"projection {self.projection!r} is not one of linear, mlp")
+        require(self.activation in ACTIVATIONS, f"activation {self.activation!r} is not one of {ACTIVATIONS}")
+        require(self.width % self.heads == 0, f"text width {self.width} is not a multiple of {self.heads} heads")
+        require(self.context <= self.positions, f"context {self.context} exceeds the {self.positions} positions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +84,7 @@ class Preprocess:
     rgb_first: bool = False
 
     def __post_init__(self):
-        _require(
+        require(
             self.interpolation in ("bicubic", "bilinear"),
             f"interpolation {self.interpolation!r} is not one of bicubic, bilinear",
         )
@@ -110,7 +98,7 @@ class TokenizerSpec:
     lowercase: bool = True
 
     def __post_init__(self):
-        _require(self.kind in ("wordpiece", "bpe"), f"tokenizer kind {self.kind!r} is not one of wordpiece, bpe")
+        require(self.kind in ("wordpiece", "bpe"), f"tokenizer kind {self.kind!r} is not one of wordpiece, bpe")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +106,7 @@ class ModelSpec:
     """A dual encoder with all that is needed to feed it. The defaults are the full-size student of MMKD-CLIP."""
 
     name: str = "student"
-    image: ImageTower = ImageTower()
+    image: ImageTower | ResNetTower | SwinTower = ImageTower()
     text: TextTower = TextTower()
     embed: int = 512
     preprocess: Preprocess = Preprocess()
@@ -128,12 +116,12 @@ class ModelSpec:
     modalities: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _require(
+        require(
             self.preprocess.size == self.image.image_size,
             f"preprocessing gives {self.preprocess.size} px, the image tower takes {self.image.image_size} px",
         )
         wanted = {"bert": "wordpiece", "clip": "bpe"}[self.text.kind]
-        _require(
+        require(
             self.tokenizer.kind == wanted,
             f"a {self.text.kind} text tower takes a {wanted} tokenizer, not {self.tokenizer.kind}",
         )
@@ -157,7 +145,14 @@ class ModelSpec:
         return io.hash_of(self.to_dict())
 
 
-_PARTS = {"image": ImageTower, "text": TextTower, "preprocess": Preprocess, "tokenizer": TokenizerSpec}
+_PARTS = {"text": TextTower, "preprocess": Preprocess, "tokenizer": TokenizerSpec}
+
+
+def _image_class(record: Mapping[str, Any], where: str):
+    kind = record.get("kind", "vit")
+    if kind not in IMAGE_TOWERS:
+        raise InputError(f"{where} has no kind {kind!r}; {near(kind, IMAGE_TOWERS)}")
+    return IMAGE_TOWERS[kind]
 
 
 def _build(cls, record: Mapping[str, Any], where: str):
@@ -166,7 +161,9 @@ def _build(cls, record: Mapping[str, Any], where: str):
     for name, value in record.items():
         if name not in names:
             raise InputError(f"{where} has no field {name!r}; {near(name, names)}")
-        if cls is ModelSpec and name in _PARTS:
+        if cls is ModelSpec and name == "image":
+            value = _build(_image_class(value, f"{where}.image"), value, f"{where}.image")
+        elif cls is ModelSpec and name in _PARTS:
             value = _build(_PARTS[name], value, f"{where}.{name}")
         values[name] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
