@@ -93,13 +93,13 @@ def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_bat
 
     Args:
       name: what to call it; for a bare weights file the name of a record in `teachers.specs` (or a dotted path).
-      weights: an open_clip folder (config, safetensors, tokenizer); a safetensors file, or a folder with one, with
-        the vocabulary beside it; or a run's folder or checkpoint of ours.
+      weights: an open_clip folder (config, weights, tokenizer); a weights file (safetensors, or what torch saved), or
+        a folder with one, with the vocabulary beside it; or a run's folder or checkpoint of ours.
       backend: `flax`.
       micro_batch: pictures or texts at a time.
 
     Raises:
-      InputError: the weights are missing, damaged, a pickle, or not of the model that the spec or config describes.
+      InputError: the weights are missing, damaged, or not of the model that the spec or config describes.
     """
     if backend != "flax":
         raise InputError(f"backend {backend!r} is not there; take flax")

@@ -13,7 +13,7 @@ import teachers
 from mmkd_jax import export, preprocess, tokenizers
 from mmkd_jax.cli import main
 from mmkd_jax.errors import InputError
-from mmkd_jax.models import state_dict
+from mmkd_jax.models import pickles, state_dict
 from mmkd_jax.models.dual_encoder import DualEncoder
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
 from mmkd_jax.train import checkpoint
@@ -97,6 +97,9 @@ def test_a_weights_file_takes_its_spec_from_a_record(params, tokenizer, tmp_path
     text = teacher.tokenize(CAPTIONS)
     wanted = teachers.load("first", folder).encode_text(text)
     assert np.abs(teacher.encode_text(text) - wanted).max() < 2e-3 * np.abs(wanted).max()
+    pickles.write(tmp_path / "weights.pt", dressed)
+    pickled = teachers.load(BARE, tmp_path / "weights.pt")
+    jax.tree.map(np.testing.assert_array_equal, pickled.params, teacher.params)
 
 
 def test_bfloat16_files_are_read(params, tokenizer, tmp_path):
@@ -159,8 +162,15 @@ def test_unusable_weights_are_refused_in_one_line(folder, params, tokenizer, tmp
     refused("does not exist", "first", tmp_path / "no")
     refused("backend 'torch' is not there", "first", folder, backend="torch")
     (tmp_path / "weights.bin").write_bytes(b"\x80")
-    refused("pickles are not opened", BARE, tmp_path / "weights.bin")
-    refused("convert weights.bin first", BARE, tmp_path)
+    refused("not a readable file of torch", BARE, tmp_path / "weights.bin")
+    refused("not a readable file of torch", BARE, tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    refused("asks to run os.system, which has no place in weights", BARE, tmp_path)
+    (tmp_path / "other.pt").write_bytes(b"")
+    refused(r"several weights files \(other.pt, weights.bin\); name the one", BARE, tmp_path)
+    (tmp_path / "other.pt").unlink()
+    (tmp_path / "weights.onnx").write_bytes(b"")
+    refused("ends in '.onnx'; weights are read from .safetensors, .bin", BARE, tmp_path / "weights.onnx")
     file = bare(tmp_path, state_dict.from_params(SPEC, params), tokenizer)
     refused("did you mean 'BiomedCLIP'", "BiomedCLIPP", file)
     refused("not teachers.specs.Facts", f"{__name__}.NOT_FACTS", file)
