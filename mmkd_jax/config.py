@@ -39,7 +39,7 @@ def load(address: str, overrides: Sequence[str] = ()) -> ConfigDict:
         field, a value of another type, or a required field that is not set.
     """
     path, arg = split_address(address)
-    config = _call(_module(path), path, arg)
+    config = _call(module(path), path, arg)
     _apply(config, overrides)
     to_dict(config)  # refuses what a config file cannot record
     return config.lock()
@@ -91,22 +91,26 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
         raise InputError("needs a value: " + ", ".join(f"--config.{name}=..." for name in missing)) from error
 
 
-def _module(path: str) -> types.ModuleType:
-    """The config file at `path`, run as a module that is registered nowhere."""
+def module(path: str) -> types.ModuleType:
+    """The config file at `path`, run as a module that is registered nowhere.
+
+    Raises:
+      InputError: there is no such file, it does not load, or has no `get_config`.
+    """
     file = io.as_path(path)
     if not file.exists():
         raise InputError(f"there is no config file {path}")
-    module = types.ModuleType("mmkd_config")
-    module.__file__ = str(file)
+    loaded = types.ModuleType("mmkd_config")
+    loaded.__file__ = str(file)
     try:
-        exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
+        exec(compile(file.read_text(), str(file), "exec"), loaded.__dict__)
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"config {path} does not load: {_where(error, str(file))}") from error
-    if not callable(getattr(module, "get_config", None)):
+    if not callable(getattr(loaded, "get_config", None)):
         raise InputError(f"config {path} has no function get_config(arg='')")
-    return module
+    return loaded
 
 
 def _call(module: types.ModuleType, path: str, arg: str) -> ConfigDict:
