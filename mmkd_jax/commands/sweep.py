@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> None:
     groups = devices.groups(args.devices)
     plan.claim(sweep)
     failures = runner.run(sweep, groups)
+    if any(runner.is_done(sweep, one) for one in sweep.runs):
+        from mmkd_jax.sweeps import table
 
-    from mmkd_jax.sweeps import table
-
-    table.write(sweep)
-    print(f"done: {sweep.workdir / 'report.html'}")
+        table.write(sweep)
+        print(f"report: {sweep.workdir / 'report.html'}")
     if failures:
         first = failures[0]
         raise InputError(
