@@ -73,6 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})  # -1: what the others leave
     config.sharding = SHARDING
     config.unsharded = 0.05  # largest share of parameters that may stay whole on an fsdp mesh
+    config.wandb = ""  # a project to write metrics to as well
     config.log_every = 50
     config.save_every = 1000
     config.keep = 3

@@ -67,7 +67,7 @@ def _train(
         out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
     )
     start = int(state.step)
-    log = metrics.MetricsLog(workdir, start)
+    log = metrics.MetricsLog(workdir, start, configs.to_dict(config))
     progress = metrics.Progress(config.name, start, job.steps, config.batch)
     meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity)
     watched: list[tuple[int, dict[str, jax.Array]]] = []

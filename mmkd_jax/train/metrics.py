@@ -1,29 +1,43 @@
 """Where numbers go: metrics.jsonl, TensorBoard through CLU, and a line of progress."""
 
+import importlib
 import json
 import os
 import sys
 import time
 import types
+import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from etils import epath
 from tqdm import tqdm
 
 from mmkd_jax import io
+from mmkd_jax.errors import InputError
 
 
 class MetricsLog:
-    """Writes scalars of a run to `metrics.jsonl` and TensorBoard events, and continues after a restart.
+    """Writes scalars of a run to `metrics.jsonl`, TensorBoard events and, if asked, wandb; continues after a restart.
 
     Lines of steps that a restart will make again are dropped first, so that an interrupted run leaves the file of an
     uninterrupted one (but for the time it took). Of several processes only the first writes: all have the same numbers.
+
+    Args:
+      workdir: the run's folder.
+      start: the step that it goes on from.
+      config: the run's, as JSON values; its field `wandb`, if there, names a project to write to.
+
+    Raises:
+      InputError: wandb is asked for and not installed.
     """
 
-    def __init__(self, workdir: epath.Path, start: int):
+    def __init__(self, workdir: epath.Path, start: int, config: Mapping[str, Any]):
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
+        self._wandb = _wandb_run(workdir, config) if config.get("wandb") else None
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read(workdir) if line["step"] <= start]
         io.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -36,12 +50,16 @@ class MetricsLog:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._tensorboard.write_scalars(step, scalars)
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=step)
 
     def close(self) -> None:
         """Flushes what is buffered."""
         if self._writes:
             self._tensorboard.flush()
             self._tensorboard.close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
@@ -96,6 +114,24 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _wandb_run(workdir: epath.Path, config: Mapping[str, Any]) -> Any:
+    """The wandb run of a run's folder: the same one after a restart, whose steps it has already it leaves as they are.
+
+    wandb keeps its own files where it always does: `WANDB_DIR`, or the folder that one is in.
+    """
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise InputError(
+            "config.wandb asks for wandb, which is not installed; install the extra `wandb`, or leave the field empty"
+        ) from error
+    path = workdir / "wandb.json"
+    if not path.exists():
+        io.write_json(path, {"id": uuid.uuid4().hex})
+    name = io.read_json(path)["id"]
+    return wandb.init(project=config["wandb"], name=config.get("name"), id=name, resume="allow", config=dict(config))
 
 
 def _clu_writer(logdir: epath.Path):
