@@ -44,7 +44,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.epochs = 20
     config.steps = 0  # 0: as many as the epochs make
     config.batch = 1024
-    config.init = ""  # a checkpoint whose towers to start from
+    # Where the parameters start: the checkpoint of another run, else published weights of a tower, else fresh values.
+    config.init = ""
+    config.towers = ConfigDict({"image": "", "text": ""})  # weights files: CLIP's, timm's, a BERT's
+    config.fresh = ("/projection/",)  # patterns of what may start fresh where that source lacks it
     config.model = ConfigDict(ModelSpec().to_dict())
     config.tokenizer = ""  # vocab.txt, tokenizer.json, or CLIP's merges
     config.dtype = "bfloat16"  # of the computation; parameters, similarities and losses are float32
@@ -52,6 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.pairs = ""
+    config.data.other_set = False  # True: go on in a run's folder though its data were others
     config.data.rows = "train"  # a row index of the pairs set; "" takes every row
     config.data.caption = "first"
     config.data.block = 256
@@ -76,7 +80,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.wandb = ""  # a project to write metrics to as well
     config.log_every = 50
     config.save_every = 1000
-    config.keep = 3
+    config.keep = 3  # of the checkpoints at multiples of save_every
+    config.save_minutes = 30.0  # between temporary checkpoints, which go when there is a newer one; 0: none
+    config.best = ""  # min:NAME or max:NAME of a reported scalar, whose best checkpoint stays too
     config.watchdog = 30.0  # minutes without a step after which the run ends with exit code 76; 0: never
     if args.smoke:
         shrink(config, size=32, patch=16, width=32, image_layers=2, text_layers=2, vocabulary=300, context=16)

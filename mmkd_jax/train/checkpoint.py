@@ -1,62 +1,184 @@
 """Checkpoints: the one place where Orbax is called.
 
-A checkpoint is `RUN/checkpoints/STEP` with two items: `state` (the train state) and `meta` (JSON: config, spec,
-tokenizer files, data identity), so that it can be loaded, evaluated and exported with nothing else at hand.
+A checkpoint is `RUN/checkpoints/STEP` with the items `state` (the train state), `meta` (JSON: config, spec, tokenizer
+files, data identity, checksums), so that it can be loaded, evaluated and exported with nothing else at hand, and
+`metrics` (JSON: the scalars of its step).
 """
 
 import base64
+import logging
 import os
+import re
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
+from jax.experimental import multihost_utils
 
 from mmkd_jax import io
 from mmkd_jax.errors import InputError
 from mmkd_jax.specs import ModelSpec
+from mmkd_jax.train.checksums import checksums, differing, path_of
+from mmkd_jax.train.commits import COMMIT, FOLDER, find, one_line, reading
+from mmkd_jax.train.retention import Retention
 
-SCHEMA = 1
-FOLDER = "checkpoints"
+SCHEMA = 2
+PAUSES = (1.0, 5.0, 15.0)  # seconds before a failed save is tried again, each time
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous saves, the latest ones kept.
+    """The checkpoints of one run: asynchronous saves, and what stays of them.
+
+    A save that fails (a full disk, a store that does not answer after the storage library's own attempts) does not
+    end the run: the committed checkpoints stay as they are, and the state of a later step is tried. When all attempts
+    have failed, the last error is raised. With several processes it is raised at once, since they cannot agree on
+    another attempt once one of them has missed a barrier; the same command then goes on from the last good one.
 
     Args:
       workdir: the run's folder.
-      keep: how many of the latest to keep.
+      every, keep, best: see `Retention`.
+      minutes: between temporary checkpoints; 0: none.
     """
 
-    def __init__(self, workdir: epath.Path, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(io.as_path(workdir) / FOLDER, options=options)
+    def __init__(
+        self, workdir: str | os.PathLike, *, every: int = 1, keep: int = 2, best: str = "", minutes: float = 0.0
+    ):
+        self._retention = Retention(every, keep, best)
+        self._folder = io.as_path(workdir) / FOLDER
+        self._minutes = minutes
+        self._saved_at = time.monotonic()
+        self._failures = 0
+        self._pending: tuple[Any, ...] | None = None  # the save that is under way, or has failed
+        self._writing = False
+        atomicity = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+        options = ocp.CheckpointManagerOptions(
+            enable_async_checkpointing=True,
+            best_fn=lambda scalars: 0.0,  # only so that scalars are stored; what stays is decided here
+            atomicity_options=atomicity,
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def latest(self) -> int | None:
         """The newest committed step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts to write `state` and `meta`; a save that failed earlier raises here or in `close`."""
+    def steps(self) -> list[int]:
+        """All committed steps, in order."""
+        return sorted(self._manager.all_steps())
+
+    def due(self, step: int) -> bool:
+        """Whether `step` gets a regular checkpoint."""
+        return step % self._retention.every == 0
+
+    def overdue(self) -> bool:
+        """Whether a temporary checkpoint is due, or a failed one to be tried again; all processes ask together."""
+        age = time.monotonic() - self._saved_at
+        answer = bool(self._minutes and age >= 60 * self._minutes)
+        if jax.process_count() > 1:
+            return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer))) if self._minutes else False
+        if self._writing and not self._manager.is_saving_in_progress():
+            self._settle()
+        return answer or (self._failures > 0 and age >= PAUSES[self._failures - 1])
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], scalars: Mapping[str, float] | None = None) -> None:
+        """Starts to write; what failed earlier is tried again with this state, and raised after the last attempt.
+
+        Args:
+          step: of `state`.
+          state: the train state.
+          meta: what `describe` returns.
+          scalars: of that step, for `best`.
+
+        Raises:
+          InputError: saving has failed too often; or `best` names no scalar.
+        """
+        self._settle()
         if step == self.latest():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        self._manager.save(step, args=items)
+        self._retention.check(scalars or {})
+        self._prune()
+        self._pending = step, state, {**meta, "checksums": checksums(state)}, dict(scalars or {})
+        self._start()
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """State and meta of `step`; `like` gives shapes, dtypes and placements (they may differ from those saved)."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
+        """State and meta of `step`; `like` gives shapes, dtypes and placements (they may differ from those saved).
+
+        Raises:
+          InputError: the checkpoint is damaged; the message names the one before.
+        """
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
+        with reading(self._folder / str(step)):
+            restored = self._manager.restore(step, args=items)
+            _verify(restored["state"], restored["meta"])
         return restored["state"], restored["meta"]
 
     def meta(self, step: int) -> dict[str, Any]:
         """The record of `step` without its arrays."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        return load_meta(self._folder / str(step))
 
     def close(self) -> None:
-        """Waits for what is being written, and raises if it failed."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for what is being written, tries again what failed, and raises if it cannot be done."""
+        try:
+            self._settle()
+            while self._failures and self._alive():
+                time.sleep(PAUSES[self._failures - 1])
+                self._start()
+                self._settle()
+            if not self._failures:
+                self._prune()
+        finally:
+            self._manager.close()
+
+    def _start(self) -> None:
+        step, state, meta, scalars = self._pending
+        self._saved_at = time.monotonic()
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        try:
+            self._writing = self._manager.save(step, args=items, metrics=scalars)
+        except (ValueError, OSError, RuntimeError) as error:
+            self._failed(error)
+
+    def _settle(self) -> None:
+        """Waits for the save under way and counts it."""
+        if not self._writing:
+            return
+        self._writing = False
+        try:
+            self._manager.wait_until_finished()
+        except (ValueError, OSError, RuntimeError) as error:
+            self._failed(error)
+        else:
+            self._pending, self._failures = None, 0
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        step, good = self._pending[0], self.latest()
+        message = f"checkpoint {step} of {self._folder.parent} could not be written ({one_line(error)})"
+        if self._failures > len(PAUSES) or jax.process_count() > 1:
+            kept = "there is none yet" if good is None else f"the last good one is {self._folder / str(good)}"
+            raise InputError(f"{message}, attempt {self._failures}; {kept}; the same command continues") from error
+        logger.warning("%s; another attempt follows", message)
+
+    def _alive(self) -> bool:
+        """Whether the state of the save under way is still there: a later step may have taken its memory."""
+        leaves = jax.tree.leaves(self._pending[1])
+        return not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
+
+    def _prune(self) -> None:
+        """Deletes what need not stay, each unmarked first: half deleted, it must not count."""
+        saved = {step: self._manager.metrics(step) or {} for step in self.steps()}
+        for step in sorted(set(saved) - self._retention.stay(saved)):
+            if jax.process_index() == 0:
+                (self._folder / str(step) / COMMIT).unlink()
+            self._manager.delete(step)
+        if jax.process_index() == 0:  # what an interrupted save or deletion left
+            for child in self._folder.iterdir():
+                if child.name.isdigit() and int(child.name) < (self.latest() or 0) and not (child / COMMIT).exists():
+                    child.rmtree()
 
 
 def describe(
@@ -77,23 +199,6 @@ def tokenizer_files(meta: dict[str, Any]) -> dict[str, bytes]:
     return {name: base64.b64decode(text) for name, text in meta["tokenizer"].items()}
 
 
-def find(path: str | os.PathLike) -> epath.Path:
-    """The folder of one checkpoint, from a run's folder (its latest), a `checkpoints` folder, or the folder itself.
-
-    Raises:
-      InputError: there is no committed checkpoint there.
-    """
-    path = io.as_path(path)
-    if (path / "state").exists() and (path / "meta").exists():
-        return path
-    for folder in (path / FOLDER, path):
-        steps = [child for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
-        committed = [child for child in steps if (child / "state").exists() and (child / "meta").exists()]
-        if committed:
-            return max(committed, key=lambda child: int(child.name))
-    raise InputError(f"{path} holds no checkpoint; give a run's folder, or a folder RUN/{FOLDER}/STEP")
-
-
 def load_meta(path: str | os.PathLike) -> dict[str, Any]:
     """The `meta` item of the checkpoint at `path` (see `find`).
 
@@ -101,48 +206,69 @@ def load_meta(path: str | os.PathLike) -> dict[str, Any]:
       InputError: there is none, it is damaged, or it is of another schema.
     """
     folder = find(path)
-    try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
-            meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"checkpoint {folder} is damaged ({error}); take an earlier one") from error
+    with reading(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
+        meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     if meta.get("schema") != SCHEMA:
         raise InputError(f"checkpoint {folder} has schema {meta.get('schema')}, this version reads {SCHEMA}")
     return meta
 
 
-def load_params(path: str | os.PathLike, like: Any) -> Any:
+def stored(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each parameter in the checkpoint at `path`, by name; nothing is read but their record."""
+    folder = find(path)
+    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(folder / "state").item_metadata.tree["params"]
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_of(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves}
+
+
+def load_params(path: str | os.PathLike, like: Any, *, fresh: Sequence[str] = ()) -> Any:
     """Parameters of the checkpoint at `path`, those that `like` names; its leaves give shape, dtype and placement.
 
+    Args:
+      path: see `find`.
+      like: nested dict of `jax.ShapeDtypeStruct`; the mesh may be any, whatever the checkpoint was saved from.
+      fresh: patterns; a parameter that is missing there is left out of the result where one is found in its name.
+
     Raises:
-      InputError: a parameter is missing there or has another shape.
+      InputError: another parameter is missing there, one has another shape, or the checkpoint is damaged.
     """
     folder = find(path)
-    tree = {"params": like}
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        stored = _shapes(checkpointer.metadata(folder / "state").item_metadata.tree["params"])
-        wanted = _shapes(like)
-        missing = sorted(set(wanted) - set(stored))
-        if missing:
-            raise InputError(f"checkpoint {folder} has no parameter {missing[0]} (and {len(missing) - 1} more)")
-        for name, shape in wanted.items():
-            if stored[name] != shape:
-                raise InputError(f"parameter {name} is {stored[name]} in checkpoint {folder}, the model wants {shape}")
-        args = ocp.args.PyTreeRestore(
-            item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
-        )
-        return checkpointer.restore(folder / "state", args=args)["params"]
+    there = stored(folder)
+    wanted = {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]}
+    missing = sorted(name for name in set(wanted) - set(there) if not any(re.search(rule, name) for rule in fresh))
+    if missing:
+        raise InputError(f"checkpoint {folder} has no parameter {missing[0]} (and {len(missing) - 1} more)")
+    for name in sorted(set(wanted) & set(there)):
+        shape = there[name][0]
+        if shape != wanted[name].shape:
+            raise InputError(
+                f"parameter {name} is {shape} in checkpoint {folder}, the model wants {wanted[name].shape}"
+            )
+    tree = {"params": nested({name: leaf for name, leaf in wanted.items() if name in there})}
+    args = ocp.args.PyTreeRestore(
+        item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+    )
+    meta = load_meta(folder)
+    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(folder / "state", args=args)
+        _verify(restored, meta)
+    return restored["params"]
 
 
-def stored_names(path: str | os.PathLike) -> set[str]:
-    """Top-level groups of parameters in the checkpoint at `path`: image, text, logit_scale, heads ..."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return set(checkpointer.metadata(find(path) / "state").item_metadata.tree["params"])
+def nested(named: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dict from leaves by path."""
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = leaf
+    return tree
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    from mmkd_jax.train.optim import path_of
-
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_of(path): tuple(leaf.shape) for path, leaf in flat}
+def _verify(restored: Any, meta: Mapping[str, Any]) -> None:
+    if wrong := differing(restored, meta["checksums"]):
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(f"{wrong[0]}{more} came back with other bits than were saved")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 from typing import Any
 
 import jax
@@ -11,11 +10,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmkd_jax import config as configs
-from mmkd_jax import io
 from mmkd_jax.errors import InputError
-from mmkd_jax.train import checkpoint, metrics, optim, setup, sharding
+from mmkd_jax.train import checkpoint, folder, metrics, optim, setup, sharding
 from mmkd_jax.train.preemption import Notice, Preempted
-from mmkd_jax.train.provenance import provenance
 from mmkd_jax.train.start import first_state
 from mmkd_jax.train.state import make_step
 from mmkd_jax.train.watchdog import Watchdog
@@ -37,16 +34,18 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
         is no longer finite.
       Preempted: SIGTERM came; the state is saved, and left as it is the process ends with exit code 75.
     """
-    workdir = io.make_workdir(workdir)
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch, mesh)
-    job = setup.build(config)
-    _refuse_another(workdir, _record(config, job))
-    saver = checkpoint.Checkpoints(workdir, keep=config.keep)
-    with Watchdog(config.name, config.watchdog) as watchdog, Notice() as notice, contextlib.closing(saver):
-        if saver.latest() != job.steps:
-            _train(config, workdir, mesh, job, saver, notice, watchdog)
-    return workdir
+    with folder.opened(workdir) as workdir:
+        mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch(config.batch, mesh)
+        job = setup.build(config)
+        folder.refuse_another(workdir, folder.record(config, job))
+        saver = checkpoint.Checkpoints(
+            workdir, every=config.save_every, keep=config.keep, minutes=config.save_minutes, best=config.best
+        )
+        with Watchdog(config.name, config.watchdog) as watchdog, Notice() as notice, contextlib.closing(saver):
+            if saver.latest() != job.steps:
+                _train(config, workdir, mesh, job, saver, notice, watchdog)
+        return workdir
 
 
 def _train(
@@ -60,7 +59,7 @@ def _train(
 ) -> None:
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
     state = first_state(config, mesh, job, transform, saver)
-    _claim(workdir, _record(config, job))
+    folder.claim(workdir, folder.record(config, job))
     step_fn = jax.jit(
         make_step(job.task, transform, config.seed),
         donate_argnums=0,
@@ -79,16 +78,17 @@ def _train(
             watched.append((step, reports))
             watchdog.alive(f"step {step}")
             leave = notice.reached(step) and step != job.steps
-            save = step % config.save_every == 0 or step == job.steps or leave
-            if save or step % config.log_every == 0:
+            logged = step % config.log_every == 0
+            save = saver.due(step) or step == job.steps or leave or (logged and saver.overdue())
+            if save or logged:
                 scalars = _watch(watched)
                 progress.update(step, scalars["loss"])
-                if step % config.log_every == 0 or step == job.steps:
+                if logged or step == job.steps:
                     log.write(step, {**scalars, "pairs_per_second": progress.rate(step)})
                 watched.clear()
             if save:
                 progress.say(f"saving step {step}")
-                saver.save(step, state, meta)
+                saver.save(step, state, meta, scalars)
             if leave:
                 progress.say("leaving on SIGTERM; the same command goes on from here")
                 raise Preempted(step)
@@ -104,35 +104,3 @@ def _watch(watched: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
                 "lower the learning rate, clip gradients, or look at the data of that step"
             )
     return {name: float(value) for name, value in reports.items()}
-
-
-def _record(config: ConfigDict, job: setup.Job) -> dict[str, Any]:
-    """What a run is: its config and its data."""
-    return {"config": configs.to_dict(config), "data": job.identity}
-
-
-def _refuse_another(workdir: epath.Path, record: dict[str, Any]) -> None:
-    """Refuses the folder of a run that was another."""
-    path = workdir / "config.json"
-    difference = _first_difference(io.read_json(path), io.json_form(record)) if path.exists() else ""
-    if difference:
-        raise InputError(f"{workdir} holds a run with another {difference}; use another --workdir, or that config")
-
-
-def _claim(workdir: epath.Path, record: dict[str, Any]) -> None:
-    """Writes config and provenance into a new run's folder, once all that can be wrong with its input has been seen."""
-    if (workdir / "config.json").exists() or jax.process_index() != 0:
-        return
-    io.write_json(workdir / "provenance.json", {**provenance(record["data"]), "started": time.time()})
-    io.write_json(workdir / "config.json", record)
-
-
-def _first_difference(before: Any, after: Any, where: str = "") -> str:
-    """The first field in which two JSON records differ, with both values; "" if none does."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        for key in sorted(set(before) | set(after)):
-            found = _first_difference(before.get(key), after.get(key), f"{where}.{key}" if where else key)
-            if found:
-                return found
-        return ""
-    return "" if before == after else f"{where} ({before!r}, now {after!r})"
