@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from mmkd_jax.batch import TextBatch
+from mmkd_jax.models import constraints
 from mmkd_jax.models import layers as nn
 from mmkd_jax.specs import TextTower
 
@@ -22,7 +23,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """int32 `[...]` to float32 `[..., D]`."""
-        return jnp.take(self.embedding[...], ids, axis=0)
+        return constraints.columns(jnp.take(self.embedding[...], ids, axis=0))
 
 
 class Projection(nnx.Module):
@@ -44,7 +45,7 @@ class Projection(nnx.Module):
             return self.down(nn.ACTIVATIONS["gelu"](self.up(x)), jnp.float32)
         return jnp.matmul(
             x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
+            constraints.weights(self.kernel[...].astype(self.dtype)),
             precision=nn.precision_for(self.dtype),
             preferred_element_type=jnp.float32,
         )

@@ -93,7 +93,8 @@ class DualEncoder:
 def _init(encoder: DualEncoder, key: jax.Array) -> Params:
     params = {}
     for tower, tower_key in zip(("image", "text"), jax.random.split(key), strict=True):
-        params[tower] = fill(_build(tower, encoder.spec, np.dtype(encoder.dtype), encoder.remat), tower_key)
+        module = _build(tower, encoder.spec, np.dtype(encoder.dtype), encoder.remat)
+        params[tower] = fill(module, tower_key, getattr(encoder.spec, tower).width)
     params["logit_scale"] = jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32)
     return params
 

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from mmkd_jax.errors import InputError, near
+from mmkd_jax.models import constraints
 from mmkd_jax.specs import ImageTower, TextTower
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -57,22 +58,39 @@ def normal(shape: tuple[int, ...], std: float) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), std=std)
 
 
-def fill(module: nnx.Module, key: jax.Array) -> dict[str, Any]:
+def fill(module: nnx.Module, key: jax.Array, width: int) -> dict[str, Any]:
     """A module's parameters as a plain dict, drawn from normal distributions truncated at two standard deviations.
 
-    All come out of one draw: XLA compiles the generator once, not once for each parameter (half a minute on a CPU).
+    Those that have a dimension of `width` come out of one draw `[width, ...]`, the others out of a second: XLA compiles
+    the generator twice, not once for each parameter (half a minute on a CPU), and a mesh divides the first draw, nearly
+    all of a transformer, by rows: no device draws the whole model.
     """
     state = nnx.state(module, nnx.Param)
     leaves, tree = jax.tree.flatten(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
     stds = [leaf.get_metadata().get("std") for leaf in leaves]
-    ends = np.cumsum([0 if std is None else leaf[...].size for leaf, std in zip(leaves, stds, strict=True)])
-    draw = jax.random.truncated_normal(key, -2.0, 2.0, (int(ends[-1]),), jnp.float32)
-    values = [
-        leaf[...] if std is None else std * draw[end - leaf[...].size : end].reshape(leaf[...].shape)
-        for leaf, std, end in zip(leaves, stds, ends, strict=True)
-    ]
+    drawn = [i for i, std in enumerate(stds) if std is not None]
+    values = [leaf[...] for leaf in leaves]
+    for part, rows in enumerate((width, 1)):
+        chosen = [i for i in drawn if (width in values[i].shape) == (rows == width)]
+        ends = np.cumsum([values[i].size // rows for i in chosen], dtype=int).tolist()
+        draw = _draw(jax.random.fold_in(key, part), (rows, ends[-1])) if chosen else None
+        for i, start, end in zip(chosen, [0, *ends], ends):
+            values[i] = stds[i] * _unfold(draw[:, start:end], values[i].shape)
     filled = jax.tree.unflatten(tree, [leaf.replace(value) for leaf, value in zip(leaves, values, strict=True)])
     return nnx.to_pure_dict(filled)
+
+
+def _draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal, truncated at two standard deviations, float32, in rows as weights are divided."""
+    return constraints.rows(jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32))
+
+
+def _unfold(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Numbers `[n, ...]` as an array of `shape`: rows along its last dimension of size n; one row in any order."""
+    if rows.shape[0] == 1:
+        return rows.reshape(shape)
+    place = len(shape) - 1 - shape[::-1].index(rows.shape[0])
+    return jnp.moveaxis(rows.reshape(rows.shape[0], *shape[:place], *shape[place + 1 :]), 0, place)
 
 
 def precision_for(dtype: np.dtype) -> jax.lax.Precision | None:
@@ -90,17 +108,28 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 class Linear(nnx.Module):
-    """Contracts the trailing axes of the input with the leading axes of `kernel [*inputs, *outputs]`."""
+    """Contracts the trailing axes of the input with the leading axes of `kernel [*inputs, *outputs]`.
 
-    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], std: float, dtype, bias: bool = True):
+    `tensor` is the kernel's dimension that a mesh with that axis divides.
+    """
+
+    def __init__(
+        self,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        std: float,
+        dtype,
+        bias: bool = True,
+        tensor: int | None = None,
+    ):
         self.kernel = normal((*inputs, *outputs), std)
         if bias:
             self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
-        self.contracted, self.has_bias, self.dtype = len(inputs), bias, np.dtype(dtype)
+        self.contracted, self.has_bias, self.dtype, self.tensor = len(inputs), bias, np.dtype(dtype), tensor
 
     def __call__(self, x: jax.Array, out_dtype=None) -> jax.Array:
         """`[..., *inputs]` to `[..., *outputs]` in `out_dtype` (the compute dtype unless given)."""
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = constraints.weights(self.kernel[...].astype(self.dtype), self.tensor)  # cast first: less travels
         y = jnp.tensordot(
             x.astype(self.dtype),
             kernel,
@@ -131,8 +160,8 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused kernel for queries, keys and values."""
 
     def __init__(self, width: int, heads: int, scales: Scales, dtype, dropout: float = 0.0):
-        self.qkv = Linear((width,), (3, heads, width // heads), scales.qkv, dtype)
-        self.out = Linear((heads, width // heads), (width,), scales.out, dtype)
+        self.qkv = Linear((width,), (3, heads, width // heads), scales.qkv, dtype, tensor=2)
+        self.out = Linear((heads, width // heads), (width,), scales.out, dtype, tensor=0)
         self.dtype, self.dropout = np.dtype(dtype), dropout
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
@@ -143,7 +172,7 @@ class Attention(nnx.Module):
           mask: bool, broadcast to `[n, heads, queries, keys]`; True where a query may look.
           key: drops attention weights if given.
         """
-        qkv = self.qkv(x)
+        qkv = constraints.samples(self.qkv(x), tensor=3)
         queries, keys, values = (qkv[:, :, part] for part in range(3))
         precision = precision_for(self.dtype)
         queries = queries * queries.shape[-1] ** -0.5
@@ -159,13 +188,14 @@ class MLP(nnx.Module):
     """Two linear maps with an activation between."""
 
     def __init__(self, width: int, hidden: int, activation: str, scales: Scales, dtype):
-        self.up = Linear((width,), (hidden,), scales.up, dtype)
-        self.down = Linear((hidden,), (width,), scales.down, dtype)
+        self.up = Linear((width,), (hidden,), scales.up, dtype, tensor=1)
+        self.down = Linear((hidden,), (width,), scales.down, dtype, tensor=0)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[..., width]` to `[..., width]`."""
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        hidden = constraints.samples(self.up(x), tensor=x.ndim - 1)
+        return self.down(ACTIVATIONS[self.activation](hidden))
 
 
 class PreNormBlock(nnx.Module):
@@ -214,9 +244,10 @@ def apply_stack(
 
     def body(x, layer):
         state, layer_key = layer
-        return nnx.merge(graph, state)(x, mask, layer_key), None
+        x = nnx.merge(graph, state)(constraints.samples(x), mask, layer_key)
+        return constraints.samples(x), None
 
     # On a CPU a loop's stacked residuals are copied and not fused: four layers at a time are about a fifth faster
     # (forward and backward, width 128, 4 layers, batch 128). Accelerators keep the short program.
     unroll = 4 if jax.default_backend() == "cpu" else 1
-    return jax.lax.scan(REMAT[remat](body), x, (states, keys), unroll=unroll)[0]
+    return jax.lax.scan(REMAT[remat](body), constraints.samples(x), (states, keys), unroll=unroll)[0]

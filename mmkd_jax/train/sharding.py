@@ -1,35 +1,59 @@
 """Where arrays live: a mesh from the config, and rules from parameter names to placements."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmkd_jax.errors import InputError, near
+from mmkd_jax.models.constraints import AXES, BATCH_AXES
 from mmkd_jax.train.optim import path_of
-
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data`, `fsdp`, `tensor`; a size of -1 takes what the others leave.
 
+    `sizes["slices"]` (1 unless given) is the number of slices that are joined by a slower network; `data` runs across
+    them, `fsdp` and `tensor` stay within one.
+
     Raises:
-      InputError: the sizes do not use every device exactly once.
+      InputError: the sizes do not use every device exactly once, or do not fit the slices.
     """
     devices = list(devices if devices is not None else jax.devices())
     shape = [int(sizes.get(axis, 1)) for axis in AXES]
-    fixed = int(np.prod([size for size in shape if size != -1]))
+    fixed = math.prod(size for size in shape if size != -1)
     wrong = any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1
     if wrong or len(devices) % fixed or (shape.count(-1) == 0 and fixed != len(devices)):
         raise InputError(f"mesh {dict(zip(AXES, shape))} does not fit {len(devices)} devices; give one axis -1")
     shape = [len(devices) // fixed if size == -1 else size for size in shape]
     # Mesh and not jax.make_mesh: the latter makes explicit axes, which ask every gather for its output sharding.
-    return Mesh(np.array(devices).reshape(shape), AXES)
+    return Mesh(device_order(shape, int(sizes.get("slices", 1)), devices), AXES)
+
+
+def device_order(shape: Sequence[int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """`devices` as an array of `shape`, neighbours on the fast network close together, slice after slice along `data`.
+
+    Raises:
+      InputError: the devices form another number of slices, of other sizes, or the torus cannot be cut like that.
+    """
+    found = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices != found and (slices != 1 or devices[0].platform == "tpu"):
+        raise InputError(f"mesh.slices is {slices}, the devices form {found}; use --config.mesh.slices={found}")
+    if shape[0] % slices:
+        raise InputError(f"the data axis of {shape[0]} cannot be divided over {slices} slices; make it a multiple")
+    inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+        return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"no mesh of {tuple(shape)} in {slices} slices of these devices: {reason}") from error
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -37,14 +61,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def shardings(tree: Any, rules: Sequence[tuple[str, Sequence[str | None]]], mesh: Mesh) -> Any:
+def shardings(tree: Any, rules: Sequence[tuple[str, Sequence[str | None]]], mesh: Mesh, unsharded: float = 1.0) -> Any:
     """A `NamedSharding` for each leaf of `tree` (arrays or shapes): the first rule whose pattern is found wins.
 
     A rule is (regex, placement); the placement names a mesh axis or None for each leading dimension. Optimiser state
-    follows the rule of its parameter, since its path ends in the parameter's.
+    follows the rule of its parameter, since its path ends in the parameter's. `unsharded` is the share of all numbers
+    that may stay whole on a mesh with `fsdp`.
 
     Raises:
-      InputError: a parameter matches no rule, a rule is malformed, or a dimension cannot be divided.
+      InputError: a parameter matches no rule, a rule is malformed, a dimension cannot be divided, or more than
+        `unsharded` stays whole.
     """
 
     def place(path, leaf):
@@ -57,7 +83,9 @@ def shardings(tree: Any, rules: Sequence[tuple[str, Sequence[str | None]]], mesh
                 return NamedSharding(mesh, PartitionSpec(*placement))
         raise InputError(f"no sharding rule matches parameter {name}; add a rule, for example ('.*', ())")
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    placement = jax.tree_util.tree_map_with_path(place, tree)
+    _check_share(tree, placement, mesh, unsharded)
+    return placement
 
 
 def global_batch(batch: Any, mesh: Mesh) -> Any:
@@ -85,3 +113,20 @@ def _check_placement(name: str, shape: tuple[int, ...], placement: Sequence[str 
     for size, axis in zip(shape, placement):
         if axis is not None and size % mesh.shape[axis]:
             raise InputError(f"{name} of shape {shape} cannot be divided over {axis} of {mesh.shape[axis]} devices")
+
+
+def _check_share(tree: Any, placement: Any, mesh: Mesh, unsharded: float) -> None:
+    if mesh.shape["fsdp"] == 1:
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    whole = [
+        (math.prod(leaf.shape), path_of(path))
+        for (path, leaf), place in zip(leaves, jax.tree.leaves(placement), strict=True)
+        if "fsdp" not in place.spec
+    ]
+    share = sum(size for size, _ in whole) / max(1, sum(math.prod(leaf.shape) for _, leaf in leaves))
+    if share > unsharded:
+        raise InputError(
+            f"the sharding rules leave {share:.1%} whole on an fsdp mesh, {max(whole)[1]} most of all; "
+            f"add a rule for it, or allow it with --config.unsharded={math.ceil(share * 1000) / 1000}"
+        )
