@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from mmkd_jax import config as configs
 from mmkd_jax.errors import InputError
-from mmkd_jax.train import checkpoint, folder, metrics, optim, setup, sharding
+from mmkd_jax.models import constraints
+from mmkd_jax.train import checkpoint, folder, metrics, optim, placement, setup, sharding
 from mmkd_jax.train.preemption import Notice, Preempted
 from mmkd_jax.train.start import first_state
 from mmkd_jax.train.state import make_step
@@ -60,8 +61,9 @@ def _train(
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
     state = first_state(config, mesh, job, transform, saver)
     folder.claim(workdir, folder.record(config, job))
+    placement.report(state.params, mesh, workdir)
     step_fn = jax.jit(
-        make_step(job.task, transform, config.seed),
+        constraints.under(mesh, make_step(job.task, transform, config.seed)),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
     )
@@ -74,7 +76,8 @@ def _train(
         for done, batch in job.batches.iterate(start, job.steps, threads=config.data.threads):
             step = done + 1
             on_device = sharding.global_batch({k: batch[k] for k in DEVICE_FIELDS if k in batch}, mesh)
-            state, reports = step_fn(state, on_device)
+            with jax.transfer_guard("disallow"):  # nothing is copied from or between devices unnoticed
+                state, reports = step_fn(state, on_device)
             watched.append((step, reports))
             watchdog.alive(f"step {step}")
             leave = notice.reached(step) and step != job.steps
