@@ -22,7 +22,20 @@ from typing import NoReturn
 
 from mmkd_jax.errors import EXIT_WRONG_INPUT, InputError, near
 
-VERBS = ("demo", "ingest", "teachers", "emit", "features", "train", "sweep", "eval", "encode", "export", "report")
+VERBS = (
+    "demo",
+    "ingest",
+    "teachers",
+    "emit",
+    "features",
+    "train",
+    "sweep",
+    "checkpoint",
+    "eval",
+    "encode",
+    "export",
+    "report",
+)
 EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
 _ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
