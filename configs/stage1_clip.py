@@ -74,6 +74,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.decay = 0.2
     config.optimizer.clip = 0.0  # largest gradient norm; 0: no clipping, as released
 
+    # A step whose loss or gradient norm is so many times the running mean (0: any) is a spike, once `after` steps have
+    # been made; with the action "skip" it and any that is not finite change nothing, `limit` in a row end the run.
+    config.spikes = ConfigDict({"action": "", "loss": 2.0, "grad_norm": 10.0, "after": 100, "limit": 10})
+
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})  # -1: what the others leave
     config.sharding = SHARDING
     config.unsharded = 0.05  # largest share of parameters that may stay whole on an fsdp mesh

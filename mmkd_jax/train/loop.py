@@ -12,17 +12,18 @@ from ml_collections import ConfigDict
 from mmkd_jax import config as configs
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import constraints
-from mmkd_jax.train import checkpoint, folder, metrics, optim, placement, setup, sharding
+from mmkd_jax.train import checkpoint, folder, metrics, optim, placement, setup, sharding, stability
 from mmkd_jax.train.preemption import Notice, Preempted
 from mmkd_jax.train.start import first_state
 from mmkd_jax.train.state import make_step
 from mmkd_jax.train.watchdog import Watchdog
 
 DEVICE_FIELDS = ("image", "text", "modality", "targets")  # of a batch; the rest stays on the host
+ADVICE = "lower the learning rate, clip gradients, or look at the data of that step"
 
 
 class NotFiniteError(InputError):
-    """The loss or a gradient stopped being a number."""
+    """The loss or a gradient stopped being a number, or too many steps were skipped."""
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
@@ -58,7 +59,7 @@ def _train(
     notice: Notice,
     watchdog: Watchdog,
 ) -> None:
-    transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
+    transform = stability.guard(optim.optimizer(config.optimizer, job.steps, job.task.lr_scale), config.spikes)
     state = first_state(config, mesh, job, transform, saver)
     folder.claim(workdir, folder.record(config, job))
     placement.report(state.params, mesh, workdir)
@@ -71,7 +72,8 @@ def _train(
     log = metrics.MetricsLog(workdir, start, configs.to_dict(config))
     progress = metrics.Progress(config.name, start, job.steps, config.batch)
     meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity)
-    watched: list[tuple[int, dict[str, jax.Array]]] = []
+    paths = stability.parameter_paths(state.params)
+    watched: list[tuple[int, dict[str, Any]]] = []
     with contextlib.closing(log), contextlib.closing(progress):
         for done, batch in job.batches.iterate(start, job.steps, threads=config.data.threads):
             step = done + 1
@@ -84,7 +86,7 @@ def _train(
             logged = step % config.log_every == 0
             save = saver.due(step) or step == job.steps or leave or (logged and saver.overdue())
             if save or logged:
-                scalars = _watch(watched)
+                scalars = _watch(watched, paths, config.spikes.limit, progress.say)
                 progress.update(step, scalars["loss"])
                 if logged or step == job.steps:
                     log.write(step, {**scalars, "pairs_per_second": progress.rate(step)})
@@ -97,13 +99,20 @@ def _train(
                 raise Preempted(step)
 
 
-def _watch(watched: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:
-    """The last step's scalars; stops at the first step that is not finite, before anything of it is saved."""
+def _watch(watched: list[tuple[int, dict[str, Any]]], paths: list[str], limit: int, say: Any) -> dict[str, float]:
+    """The last step's scalars; stops at the first step that is not finite, before anything of it is saved.
+
+    Steps that were skipped are said; more than `limit` of them in a row are no spike, and stop the run too.
+    """
     for step, reports in jax.device_get(watched):
+        place = stability.where(reports.pop("not_finite"), paths)
+        place = f", {place}" if place else ""
         bad = [name for name, value in reports.items() if not np.isfinite(value)]
-        if bad:
-            raise NotFiniteError(
-                f"{', '.join(bad)} became {reports[bad[0]]} at step {step}; the last checkpoint is from before: "
-                "lower the learning rate, clip gradients, or look at the data of that step"
-            )
+        if in_a_row := reports.pop("skipped_in_a_row", 0):
+            say(f"step {step} skipped: loss {reports['loss']:.4g}, gradient norm {reports['grad_norm']:.4g}{place}")
+            if in_a_row > limit:
+                raise NotFiniteError(f"{in_a_row} steps in a row were skipped, up to step {step}; {ADVICE}")
+        elif bad or place:
+            what = f"{', '.join(bad)} became {reports[bad[0]]}" if bad else "numbers became infinite"
+            raise NotFiniteError(f"{what} at step {step}{place}; the last checkpoint is from before: {ADVICE}")
     return {name: float(value) for name, value in reports.items()}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mmkd_jax.tasks.base import Batch, Task
+from mmkd_jax.train import stability
 
 
 @flax.struct.dataclass
@@ -37,7 +38,11 @@ def init_state(task: Task, transform: optax.GradientTransformation, seed: int) -
 def make_step(
     task: Task, transform: optax.GradientTransformation, seed: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """The update as a pure function of state and batch; all its randomness is keyed by (`seed`, step)."""
+    """The update as a pure function of state and batch; all its randomness is keyed by (`seed`, step).
+
+    Its metrics are scalars, and under `not_finite` those of `stability.not_finite`.
+    """
+    transform = optax.with_extra_args_support(transform)
 
     def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -48,9 +53,14 @@ def make_step(
             return loss, (reports, extra)
 
         (loss, (reports, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **reports}
+        metrics["not_finite"] = stability.not_finite(grads, params)
+        if isinstance(opt_state, stability.SpikeState):
+            skipped = opt_state.in_a_row > 0
+            extra = jax.tree.map(lambda old, new: jnp.where(skipped, old, new), state.extra, extra)
+            metrics |= {"skipped": opt_state.skipped, "skipped_in_a_row": opt_state.in_a_row}
         return TrainState(state.step + 1, params, opt_state, extra), metrics
 
     return step_fn
