@@ -19,10 +19,15 @@ from mmkd_jax.errors import InputError
 from mmkd_jax.models.bert import BertText
 from mmkd_jax.models.clip_text import ClipText
 from mmkd_jax.models.layers import fill
+from mmkd_jax.models.resnet import ResNet
 from mmkd_jax.models.vit import VisionTransformer
 from mmkd_jax.specs import ModelSpec
 
 Params = dict[str, Any]
+TOWERS = {
+    "image": {"vit": VisionTransformer, "modified_resnet": ResNet, "resnet": ResNet},
+    "text": {"bert": BertText, "clip": ClipText},
+}
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # arXiv 2103.00020, section 2.5
 
 
@@ -100,10 +105,8 @@ def _init(encoder: DualEncoder, key: jax.Array) -> Params:
 
 
 def _build(tower: str, spec: ModelSpec, dtype: np.dtype, remat: str) -> nnx.Module:
-    if tower == "image":
-        return VisionTransformer(spec.image, spec.embed, dtype, remat)
-    kind = {"bert": BertText, "clip": ClipText}[spec.text.kind]
-    return kind(spec.text, spec.embed, dtype, remat)
+    part = getattr(spec, tower)
+    return TOWERS[tower][part.kind](part, spec.embed, dtype, remat)
 
 
 @functools.lru_cache(maxsize=64)

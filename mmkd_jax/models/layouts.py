@@ -1,76 +1,15 @@
 """Published names of parameters: one entry for each parameter of ours, with how the arrays relate.
 
-A further family is a further function that yields entries.
+A further family is a further function that yields entries, and its place in `LAYOUTS`.
 """
 
 import dataclasses
 from collections.abc import Callable
 
-import numpy as np
-
+from mmkd_jax.errors import InputError
+from mmkd_jax.models import layouts_resnet
+from mmkd_jax.models.relations import CONV, LINEAR, OUT, SAME, TABLE, TOKEN, Entry, entry, linear, norm, qkv
 from mmkd_jax.specs import ModelSpec
-
-Read = Callable[[list[np.ndarray], tuple[int, ...]], np.ndarray]
-Write = Callable[[np.ndarray, int], list[np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Relation:
-    """How published arrays and one of ours relate: `read(theirs, our shape)`, `write(ours, number of keys)`."""
-
-    read: Read
-    write: Write
-
-
-SAME = Relation(lambda theirs, shape: theirs[0].reshape(shape), lambda ours, _: [ours])
-# [out, in] of torch's Linear; our kernels are [inputs..., outputs...].
-LINEAR = Relation(lambda theirs, shape: theirs[0].T.reshape(shape), lambda ours, _: [ours.T])
-# Leading axes of size one, as timm's class token and positions have.
-TOKEN = Relation(SAME.read, lambda ours, _: [ours[None, None]])
-TABLE = Relation(SAME.read, lambda ours, _: [ours[None]])
-# [out, in, p, p] of torch's Conv2d to [1, p, p, in, out].
-CONV = Relation(
-    lambda theirs, shape: theirs[0].transpose(2, 3, 1, 0).reshape(shape),
-    lambda ours, _: [ours[0].transpose(3, 2, 0, 1)],
-)
-# Rows in the order queries, keys, values, and heads within each: [3 D, D] in one array, or three of [D, D].
-QKV = Relation(
-    lambda theirs, shape: np.concatenate(theirs).T.reshape(shape),
-    lambda ours, n: np.split(ours.reshape(ours.shape[0], -1).T, n),
-)
-QKV_BIAS = Relation(
-    lambda theirs, shape: np.concatenate(theirs).reshape(shape), lambda ours, n: np.split(ours.reshape(-1), n)
-)
-OUT = Relation(LINEAR.read, lambda ours, _: [ours.reshape(-1, ours.shape[-1]).T])
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One parameter: its path (`/` between names), the published keys (`{i}` counts layers), and the relation."""
-
-    path: str
-    keys: tuple[str, ...]
-    relation: Relation
-
-
-def entry(path: str, relation: Relation, *keys: str) -> Entry:
-    """Shorthand for `Entry`."""
-    return Entry(path, keys, relation)
-
-
-def norm(path: str, key: str) -> list[Entry]:
-    """A LayerNorm."""
-    return [entry(f"{path}/scale", SAME, f"{key}.weight"), entry(f"{path}/bias", SAME, f"{key}.bias")]
-
-
-def linear(path: str, key: str, relation: Relation = LINEAR) -> list[Entry]:
-    """A Linear with bias."""
-    return [entry(f"{path}/kernel", relation, f"{key}.weight"), entry(f"{path}/bias", SAME, f"{key}.bias")]
-
-
-def qkv(path: str, weights: tuple[str, ...], biases: tuple[str, ...]) -> list[Entry]:
-    """Queries, keys and values: fused (one key each) or apart (three keys each)."""
-    return [entry(f"{path}/kernel", QKV, *weights), entry(f"{path}/bias", QKV_BIAS, *biases)]
 
 
 def _resblocks(path: str, key: str) -> list[Entry]:
@@ -128,17 +67,10 @@ def clip_text(spec: ModelSpec) -> list[Entry]:
     ]
 
 
-def bert_text(spec: ModelSpec) -> list[Entry]:
-    """open_clip's `HFTextEncoder` around a `BertModel` without pooler, under `text.`."""
-    table, ours, theirs = "text.transformer.embeddings", "text/layers", "text.transformer.encoder.layer.{i}"
+def bert(spec: ModelSpec, key: str) -> list[Entry]:
+    """A `BertModel` under `key`, with its pooler where the spec uses it."""
+    table, ours, theirs = f"{key}.embeddings", "text/layers", f"{key}.encoder.layer.{{i}}"
     attention = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
-    if spec.text.projection == "mlp":
-        projection = [
-            entry("text/projection/up/kernel", LINEAR, "text.proj.0.weight"),
-            entry("text/projection/down/kernel", LINEAR, "text.proj.2.weight"),
-        ]
-    else:
-        projection = [entry("text/projection/kernel", LINEAR, "text.proj.weight")]
     return [
         entry("text/tokens/embedding", SAME, f"{table}.word_embeddings.weight"),
         entry("text/positions", SAME, f"{table}.position_embeddings.weight"),
@@ -150,8 +82,31 @@ def bert_text(spec: ModelSpec) -> list[Entry]:
         *linear(f"{ours}/mlp/up", f"{theirs}.intermediate.dense"),
         *linear(f"{ours}/mlp/down", f"{theirs}.output.dense"),
         *norm(f"{ours}/norm2", f"{theirs}.output.LayerNorm"),
-        *projection,
+        *(linear("text/pooler", f"{key}.pooler.dense") if spec.text.pooling == "pooler" else ()),
     ]
+
+
+def bert_text(spec: ModelSpec) -> list[Entry]:
+    """open_clip's `HFTextEncoder` around a `BertModel`, under `text.`."""
+    if spec.text.projection == "mlp":
+        projection = [
+            entry("text/projection/up/kernel", LINEAR, "text.proj.0.weight"),
+            entry("text/projection/down/kernel", LINEAR, "text.proj.2.weight"),
+        ]
+    else:
+        projection = [entry("text/projection/kernel", LINEAR, "text.proj.weight")]
+    return [*bert(spec, "text.transformer"), *projection]
+
+
+def pmc_text(spec: ModelSpec) -> list[Entry]:
+    """PMC-CLIP's `BertModel` under `text_encoder.` and its bare matrix (`src/pmc_clip/model` of its repository)."""
+    return [*bert(spec, "text_encoder"), entry("text/projection/kernel", SAME, "text_projection")]
+
+
+def medclip_text(spec: ModelSpec) -> list[Entry]:
+    """MedCLIP's `BertModel` under `text_model.model.` and its linear head (`medclip/modeling_medclip.py`)."""
+    head = entry("text/projection/kernel", LINEAR, "text_model.projection_head.weight")
+    return [*bert(spec, "text_model.model"), head]
 
 
 def _transformers_layers(ours: str, key: str) -> list[Entry]:
@@ -196,6 +151,30 @@ def transformers_text(spec: ModelSpec) -> list[Entry]:
 
 # Layout -> entries of the image tower by its own layout, and of the text tower by its kind.
 LAYOUTS: dict[str, dict[str, Callable[[ModelSpec], list[Entry]]]] = {
-    "open_clip": {"openai": openai_image, "timm": timm_image, "clip": clip_text, "bert": bert_text},
+    "open_clip": {
+        "openai": openai_image,
+        "timm": timm_image,
+        "modified_resnet": layouts_resnet.modified_resnet,
+        "clip": clip_text,
+        "bert": bert_text,
+    },
     "transformers_clip": {"openai": transformers_image, "clip": transformers_text},
+    "pmc_clip": {"modified_resnet": layouts_resnet.modified_resnet, "bert": pmc_text},
+    "medclip": {"resnet": layouts_resnet.medclip_resnet, "bert": medclip_text},
 }
+
+
+def tower_entries(spec: ModelSpec, layout: str, tower: str) -> list[Entry]:
+    """The entries of one tower (`image` or `text`), `indices` filled in where a parameter is stacked.
+
+    Raises:
+      InputError: the layout has no such tower.
+    """
+    part = getattr(spec, tower)
+    kind = part.layout if tower == "image" else part.kind
+    if kind not in LAYOUTS[layout]:
+        raise InputError(f"the {layout} layout has no {kind} tower, which {spec.name} has")
+    entries = LAYOUTS[layout][kind](spec)
+    plain = [item.indices is not None or "{i}" not in item.keys[0] for item in entries]
+    every = None if all(plain) else tuple(range(part.layers))
+    return [e if p else dataclasses.replace(e, indices=every) for e, p in zip(entries, plain, strict=True)]

@@ -3,12 +3,16 @@
 Reading and writing both follow from the entries of a layout, strict both ways: every key is used once and none is
 missing. Layouts:
 
-- `open_clip`: open_clip's `CLIP` (also OpenAI's files) and `CustomTextCLIP`, with its own or timm's ViT as the image
-  tower and CLIP's or BERT's as the text tower (mlfoundations/open_clip `model.py`, `timm_model.py`, `hf_model.py`);
-- `transformers_clip`: Hugging Face's `CLIPModel` (`modeling_clip.py`).
+- `open_clip`: open_clip's `CLIP` (also OpenAI's files) and `CustomTextCLIP`, with its own or timm's ViT or a
+  `ModifiedResNet` as the image tower and CLIP's or BERT's as the text tower (mlfoundations/open_clip `model.py`,
+  `timm_model.py`, `modified_resnet.py`, `hf_model.py`);
+- `transformers_clip`: Hugging Face's `CLIPModel` (`modeling_clip.py`);
+- `pmc_clip`: WeixiongLin/PMC-CLIP's training checkpoints: `visual.`, `text_encoder.`, `text_projection`;
+- `medclip`: RyanWangZf/MedCLIP's files: `vision_model.`, `text_model.`.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -16,37 +20,46 @@ import numpy as np
 
 from mmkd_jax.errors import InputError
 from mmkd_jax.models.dual_encoder import DualEncoder, Params
-from mmkd_jax.models.layouts import LAYOUTS, SAME, Entry, entry
+from mmkd_jax.models.layouts import tower_entries
+from mmkd_jax.models.relations import SAME, Entry, entry
 from mmkd_jax.specs import ModelSpec
 
 Tensors = dict[str, np.ndarray]
 WRAPPERS = ("module.", "_orig_mod.")  # of torch's DistributedDataParallel and torch.compile
+
+# What the files of a layout hold beside the towers: parts of the training that features do not use. BERT's pooler is
+# among them only where the spec does not pool by it.
+UNUSED = {
+    "pmc_clip": r"(fusion_module|ln_final)\.|(mlm_projection|img_special_token|positional_embedding)(\.|$)",
+}
+POOLER = r"(text_encoder|text_model\.model)\.pooler\."
 
 
 def to_params(spec: ModelSpec, tensors: Tensors) -> Params:
     """Published weights as our parameters, float32 NumPy.
 
     The layout is recognised by its names. Prefixes of wrappers (`module.`, `_orig_mod.`) are stripped, UniMed-CLIP's
-    `text_encoder.` and `CustomTextCLIP`'s `text.` are understood, integer buffers are dropped, half precision is cast.
+    `text_encoder.` and `CustomTextCLIP`'s `text.` are understood, integer buffers and parts that serve only a
+    teacher's training are dropped, half precision is cast.
 
     Raises:
       InputError: keys are missing, left over, or of another shape than `spec` says; all are named.
     """
-    tensors = _plain_names({k: v for k, v in tensors.items() if np.asarray(v).dtype.kind not in "iub"}, spec)
-    layout = "transformers_clip" if "vision_model.post_layernorm.weight" in tensors else "open_clip"
+    tensors = _without_wrappers({k: v for k, v in tensors.items() if np.asarray(v).dtype.kind not in "iub"})
+    layout = recognise(spec, tensors)
+    tensors = _plain_names(tensors, spec, layout)
     shapes = DualEncoder(spec).shapes()
     if "logit_scale" in tensors:
         tensors["logit_scale"] = np.asarray(tensors["logit_scale"]).reshape(())
     _check(spec, tensors, {key: array.shape for key, array in from_params(spec, _zeros(shapes), layout).items()})
     params: Params = {}
-    for item, layers in _entries(spec, layout):
+    for item in _entries(spec, layout):
         shape = _get(shapes, item.path).shape
-        if layers is None:
+        if item.indices is None:
             value = item.relation.read([tensors[key] for key in item.keys], shape)
         else:
-            value = np.stack(
-                [item.relation.read([tensors[key.format(i=i)] for key in item.keys], shape[1:]) for i in range(layers)]
-            )
+            parts = [[tensors[key.format(i=i)] for key in item.keys] for i in item.indices]
+            value = np.stack([item.relation.read(part, shape[1:]) for part in parts])
         _set(params, item.path, np.array(value, np.float32, order="C"))
     return params
 
@@ -57,39 +70,58 @@ def from_params(spec: ModelSpec, params: Params, layout: str = "open_clip") -> T
     Raises:
       InputError: the layout has no such architecture, or its parameters are not those of `params`.
     """
-    entries = list(_entries(spec, layout))
-    named = {item.path for item, _ in entries}
+    entries = _entries(spec, layout)
+    named = {item.path for item in entries}
     paths = {"/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     if paths != named:
         raise InputError(f"the {layout} layout and {spec.name} do not share {_some(paths ^ named)}")
     tensors: Tensors = {}
-    for item, layers in entries:
+    for item in entries:
         value = np.asarray(_get(params, item.path), np.float32)
-        for i in range(1 if layers is None else layers):
-            arrays = item.relation.write(value if layers is None else value[i], len(item.keys))
+        for i, part in [(0, value)] if item.indices is None else zip(item.indices, value, strict=True):
+            arrays = item.relation.write(part, len(item.keys))
             tensors.update((key.format(i=i), array) for key, array in zip(item.keys, arrays, strict=True))
     return tensors
 
 
-def _entries(spec: ModelSpec, layout: str) -> Iterator[tuple[Entry, int | None]]:
-    """All entries with the number of layers that they are stacked over."""
-    towers = LAYOUTS[layout]
-    for kind in (spec.image.layout, spec.text.kind):
-        if kind not in towers:
-            raise InputError(f"the {layout} layout has no {kind} tower, which {spec.name} has")
-    for make, layers in ((towers[spec.image.layout], spec.image.layers), (towers[spec.text.kind], spec.text.layers)):
-        for item in make(spec):
-            yield item, layers if "{i}" in item.keys[0] else None
-    yield entry("logit_scale", SAME, "logit_scale"), None
+def recognise(spec: ModelSpec, names: Collection[str]) -> str:
+    """The layout that names without wrappers' prefixes follow; `open_clip` where nothing speaks for another."""
+    if any(name.startswith("text_model.model.") for name in names):
+        return "medclip"
+    if any(name.startswith(("vision_model.", "text_model.")) for name in names):
+        return "transformers_clip"
+    if any(name.startswith(("text_encoder.embeddings.", "text_encoder.encoder.")) for name in names):
+        return "pmc_clip"
+    return "open_clip"
 
 
-def _plain_names(tensors: Tensors, spec: ModelSpec) -> Tensors:
-    """Keys without wrappers' prefixes and with the text tower under open_clip's own name."""
+def _entries(spec: ModelSpec, layout: str) -> list[Entry]:
+    towers = [item for tower in ("image", "text") for item in tower_entries(spec, layout, tower)]
+    return [*towers, entry("logit_scale", SAME, "logit_scale")]
+
+
+def _without_wrappers(tensors: Tensors) -> Tensors:
+    """Keys without the prefixes that all of them share and that wrappers gave them."""
     while tensors and (prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in tensors)), None)):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    if spec.text.kind == "bert":
-        return {_rename(key, "text_encoder.", "text."): value for key, value in tensors.items()}
-    return {_rename(key, "text.", ""): value for key, value in tensors.items()}
+    return tensors
+
+
+def _plain_names(tensors: Tensors, spec: ModelSpec, layout: str) -> Tensors:
+    """Keys as the layout's entries have them, without what the spec has no use for."""
+    unused = [UNUSED[layout]] if layout in UNUSED else []
+    unused += [] if spec.text.pooling == "pooler" else [POOLER]
+    tensors = {key: value for key, value in tensors.items() if not any(re.match(p, key) for p in unused)}
+    # Names of BERTs that were converted from TensorFlow's.
+    tensors = {re.sub(r"LayerNorm\.(gamma|beta)$", _torch_name, key): value for key, value in tensors.items()}
+    if layout == "open_clip":
+        old, new = ("text_encoder.", "text.") if spec.text.kind == "bert" else ("text.", "")
+        return {_rename(key, old, new): value for key, value in tensors.items()}
+    return tensors
+
+
+def _torch_name(match: re.Match) -> str:
+    return "LayerNorm." + {"gamma": "weight", "beta": "bias"}[match[1]]
 
 
 def _rename(key: str, old: str, new: str) -> str:

@@ -12,8 +12,9 @@ import optax
 Params = dict[str, Any]
 
 # No decay for what has one dimension in the published layouts (biases, norms, the class token) and for scales. Here
-# layers are stacked, so the number of dimensions would not tell: the name does.
-NO_DECAY = r"(^|/)(bias|scale|class_token|logit_scale|icl_scale)$"
+# layers are stacked, so the number of dimensions would not tell: the name does. BatchNorm's statistics (`mean`,
+# `variance`), which get no gradient either, stay as they are.
+NO_DECAY = r"(^|/)(bias|scale|mean|variance|class_token|logit_scale|icl_scale)$"
 # Scales are logarithms; CLIP keeps them within [0, ln 100] after every step.
 BOUNDS = {r"(^|/)(logit_scale|icl_scale)$": (0.0, math.log(100.0))}
 
