@@ -50,26 +50,45 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def eval_image(image: Image.Image, p: Preprocess) -> np.ndarray:
-    """Shortest side to `p.size`, centre crop, RGB: uint8 `[size, size, 3]`.
+    """A square of `p.size` in RGB: uint8 `[size, size, 3]`; see `Preprocess` for how it becomes one.
 
     A palette picture is resized before it becomes RGB unless `p.rgb_first`, that is without interpolation, as
-    open_clip does it. Alpha is dropped.
+    open_clip does it. Transparency is dropped, or shows white if `p.rgb_first`, as in transformers 5.
 
     Raises:
       InputError: the picture is over a hundred times as long as wide.
     """
     image = eight_bits(image)
-    if p.rgb_first:
-        image = image.convert("RGB")
+    if p.greyscale:
+        image = image.convert("L")
+    elif p.rgb_first:
+        image = _on_white(image)
     short, long = sorted(image.size)
     if long > 100 * short:
         raise InputError(f"a picture of {image.width} x {image.height} px has no meaningful centre crop; leave it out")
-    sides = tuple(p.size if side == short else int(p.size * side / short) for side in image.size)
+    if p.frame == "square":
+        image = _on_black(image, max(p.size, long))
+    sides = tuple(p.size if side == min(image.size) else int(p.size * side / min(image.size)) for side in image.size)
     if sides != image.size:
         image = image.resize(sides, FILTERS[p.interpolation])
     # Where the rest is odd, torchvision rounds half to even and transformers rounds down.
     left, top = ((side - p.size) // 2 if p.rgb_first else round((side - p.size) / 2) for side in sides)
     return np.asarray(image.crop((left, top, left + p.size, top + p.size)).convert("RGB"), np.uint8)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The picture in RGB, with what is transparent in white."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _on_black(image: Image.Image, side: int) -> Image.Image:
+    """The picture in the middle of a black square."""
+    square = Image.new("L" if image.mode == "L" else "RGB", (side, side))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def normalise(images, p: Preprocess):

@@ -71,10 +71,12 @@ class TextTower:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """From a picture to the tower's input: resize the shortest side, crop the centre, scale to [0, 1], normalise.
+    """From a picture to the tower's input: a square of `size` px, scaled to [0, 1], normalised.
 
-    `rgb_first` says whether the picture becomes RGB before resizing (transformers) or after (open_clip); it matters
-    for palette images only.
+    `frame` says how it becomes a square: `crop` resizes the shortest side and takes the centre; `square` puts the
+    picture into the middle of a black square, of at least `size` px, and resizes that (MedCLIP). `greyscale` pictures
+    have three equal channels. `rgb_first` says whether the picture becomes RGB before resizing (transformers) or after
+    (open_clip); it matters for palette images only.
     """
 
     size: int = 224
@@ -82,8 +84,11 @@ class Preprocess:
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
     rgb_first: bool = False
+    frame: str = "crop"
+    greyscale: bool = False
 
     def __post_init__(self):
+        require(self.frame in ("crop", "square"), f"frame {self.frame!r} is not one of crop, square")
         require(
             self.interpolation in ("bicubic", "bilinear"),
             f"interpolation {self.interpolation!r} is not one of bicubic, bilinear",
@@ -106,7 +111,7 @@ class ModelSpec:
     """A dual encoder with all that is needed to feed it. The defaults are the full-size student of MMKD-CLIP."""
 
     name: str = "student"
-    image: ImageTower | ResNetTower | SwinTower = ImageTower()
+    image: ImageTower | ResNetTower | SwinTower = dataclasses.field(default=ImageTower())
     text: TextTower = TextTower()
     embed: int = 512
     preprocess: Preprocess = Preprocess()

@@ -49,7 +49,7 @@ def test_equals_open_clips_steps(size, mode):
     np.testing.assert_array_equal(ours, open_clips(image, 64))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1"])
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_transformers(size, mode):
     from transformers import CLIPImageProcessorPil
@@ -60,6 +60,58 @@ def test_equals_transformers(size, mode):
     p = Preprocess(size=64, rgb_first=True)
     ours = preprocess.normalise(preprocess.eval_image(image, p), p)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_a_transparent_palette_equals_transformers():
+    from transformers import CLIPImageProcessorPil
+
+    image = preprocess.decode(encoded(picture((90, 70), "P"), transparency=3))
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    theirs = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    p = Preprocess(size=64, rgb_first=True)
+    np.testing.assert_allclose(preprocess.normalise(preprocess.eval_image(image, p), p), theirs, atol=2e-6)
+
+
+def medclips(image, size) -> np.ndarray:
+    """The steps of MedCLIP's `dataset.py` in PIL: centred on black, greyscale, bicubic, one channel three times."""
+    side = max(size, *image.size)
+    canvas = Image.new("L", (side, side), 0)
+    canvas.paste(image, (int((side - image.width) / 2), int((side - image.height) / 2)))
+    grey = np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC), np.float32) / 255
+    return np.stack([(grey - 0.5862785803043838) / 0.27950088968644304] * 3, axis=-1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+@pytest.mark.parametrize("size", [*SIZES, (60, 33)])
+def test_equals_medclips_steps(size, mode):
+    image = picture(size, mode)
+    p = Preprocess(64, mean=(0.5862785803043838,) * 3, std=(0.27950088968644304,) * 3, frame="square", greyscale=True)
+    ours = preprocess.normalise(preprocess.eval_image(image, p), p)
+    np.testing.assert_allclose(ours, medclips(image, 64), atol=2e-6)
+    for wrong in (Preprocess(64, mean=p.mean, std=p.std, greyscale=True), Preprocess(64, mean=p.mean, std=p.std)):
+        assert image.size == (224, 224) or np.abs(preprocess.eval_image(image, wrong) - medclips(image, 64)).max() > 0.1
+
+
+def test_frames_are_the_specs():
+    with pytest.raises(InputError, match="frame 'round' is not one of crop, square"):
+        Preprocess(frame="round")
+    colour = preprocess.eval_image(picture((30, 20)), Preprocess(64, frame="square"))
+    assert not colour[:20].any()
+    assert colour[32, 32].any()
+    assert np.ptp(colour.astype(int), axis=-1).max() > 20
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sixteen_bits_equal_transformers_on_eight(size):
+    """transformers cannot scale 16 bits; it is given the eight bits that decoding makes of them."""
+    from transformers import CLIPImageProcessorPil
+
+    values = np.asarray(picture(size, "L"), np.uint16) * 257
+    image = preprocess.decode(encoded(Image.fromarray(values)))
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    theirs = processor(picture(size, "L"), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    p = Preprocess(size=64, rgb_first=True)
+    np.testing.assert_allclose(preprocess.normalise(preprocess.eval_image(image, p), p), theirs, atol=2e-6)
 
 
 def test_the_order_of_rgb_and_resizing_matters_for_palettes():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+import mmkd_jax
 import teachers
 from mmkd_jax import export, preprocess, tokenizers
 from mmkd_jax.cli import main
@@ -28,7 +30,7 @@ SPEC = ModelSpec(
     preprocess=Preprocess(16),
     license="mit",
 )
-FACTS = specs.Facts(SPEC, weights="a file", verified="all")
+FACTS = specs.Facts(SPEC, weights="a file", facts=(specs.known("all of it", "this test"),))
 NOT_FACTS = SPEC
 BARE = f"{__name__}.FACTS"
 
@@ -217,11 +219,61 @@ def test_records_have_the_published_sizes(name, parameters, tensors):
     assert facts.verified
 
 
+def test_conversion_gives_a_checkpoint_that_needs_nothing_else(params, tokenizer, tmp_path, capsys):
+    tensors = state_dict.from_params(SPEC, params)
+    source = tmp_path / "source"
+    source.mkdir()
+    file = bare(source, {"x": np.zeros(1)}, tokenizer).with_suffix(".pt")
+    pickles.write(file, {f"module.{name}": tensor for name, tensor in tensors.items()})
+    before = teachers.load(BARE, file)
+    out = tmp_path / "out"
+    assert main(["teachers", "convert", BARE, "--weights", str(file), "--out", str(out)]) == 0
+    assert f"converted to {out}" in capsys.readouterr().out
+    shutil.rmtree(source)
+    student, teacher = mmkd_jax.load(out), teachers.load("mine", out)
+    jax.tree.map(np.testing.assert_array_equal, student.params, params)
+    assert student.spec == SPEC
+    text = before.tokenize(CAPTIONS)
+    np.testing.assert_array_equal(teacher.tokenize(CAPTIONS).ids, text.ids)
+    np.testing.assert_array_equal(teacher.encode_text(text), before.encode_text(text))
+    record = student.meta["config"]["converted"]
+    assert record == {"teacher": BARE, "file": "weights.pt", "sha256": before.weights_hash}
+    assert main(["teachers", "convert", BARE, "--weights", str(out), "--out", str(out)]) == 2
+    assert "exists; choose another folder" in capsys.readouterr().err
+
+
+def test_a_conversion_that_fails_leaves_nothing(params, tokenizer, tmp_path, capsys, monkeypatch):
+    tensors = state_dict.from_params(SPEC, params)
+    spoilt = {
+        "missing visual.proj": {name: tensor for name, tensor in tensors.items() if name != "visual.proj"},
+        "left over extra": {**tensors, "extra": np.zeros(3, np.float32)},
+        "visual.proj is (16, 7), not (16, 8)": {**tensors, "visual.proj": np.zeros((16, 7), np.float32)},
+    }
+    arguments = ["teachers", "convert", BARE, "--weights", str(tmp_path), "--out", str(tmp_path / "out")]
+    for message, wrong in spoilt.items():
+        bare(tmp_path, wrong, tokenizer)
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    bare(tmp_path, tensors, tokenizer)
+    whole = checkpoint.Checkpoints.close
+
+    def failing(self):
+        whole(self)
+        raise InputError("disk full")
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "close", failing)
+    assert main(arguments) == 2
+    assert "disk full" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "weights.safetensors"]
+
+
 def test_the_command_lists_and_shows(capsys):
     assert main(["teachers", "list"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(specs.TEACHERS)
+    assert len(capsys.readouterr().out.splitlines()) == len(specs.TEACHERS) + 1
     assert main(["teachers", "show", "UniMed-CLIP"]) == 0
     text = capsys.readouterr().out
-    assert ModelSpec.from_dict(json.loads(text[: text.rindex("}") + 1])) == specs.UNIMED_CLIP.spec
+    assert ModelSpec.from_dict(json.loads(text[text.index("{") :])) == specs.find("UniMed-CLIP").spec
+    assert "licence  cc-by-nc-4.0 (non-commercial)" in text
+    assert "not verified\n  nothing" in text
     assert main(["teachers", "show", "UnimedCLIP"]) == 2
     assert "did you mean 'UniMed-CLIP'" in capsys.readouterr().err
