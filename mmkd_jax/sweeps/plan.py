@@ -13,7 +13,7 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -84,9 +84,11 @@ def load(address: str, overrides: Sequence[str], workdir: str | os.PathLike) -> 
     base, module = configs.load(address, overrides), configs.module(path)
     if not callable(getattr(module, "sweep", None)):
         raise InputError(f"config {path} has no function sweep(config); see configs/sweeps for some that have")
-    swept = [dict(one) for one in _call(path, module.sweep, base)]
+    swept = list(_call(path, module.sweep, base, Iterable))
     if not swept:
         raise InputError(f"config {path}: sweep() yields no run")
+    if wrong := [one for one in swept if not isinstance(one, Mapping)]:
+        raise InputError(f"config {path}: sweep() yields {wrong[0]!r}, not a dict of fields and their values")
     shared: dict[str, Task] = {}
     runs = []
     for name, one in zip(_names(swept), swept):
@@ -95,16 +97,18 @@ def load(address: str, overrides: Sequence[str], workdir: str | os.PathLike) -> 
             config = configs.load(address, words)
         except InputError as error:
             raise InputError(f"run {name} of the sweep: {error}") from error
-        for field, command in (_call(path, module.shared, config) if hasattr(module, "shared") else {}).items():
+        needed = _call(path, module.shared, config, Mapping) if hasattr(module, "shared") else {}
+        for field, command in needed.items():
             task = _shared(field, command, workdir)
             shared[task.name] = task
             words.append(f"--config.{field}={os.fspath(workdir / task.name)}")
-        configs.load(address, words)
+        configs.load(address, words)  # that the fields which shared() names are there
         folder = os.fspath(workdir / "runs" / name)
         commands = [("train", "--config", address, "--workdir", folder, *words)]
-        if scored := _call(path, module.evaluate, config) if hasattr(module, "evaluate") else []:
+        scored = _call(path, module.evaluate, config, Sequence) if hasattr(module, "evaluate") else ()
+        if scored:
             commands.append(("eval", "--checkpoint", f"student={folder}", "--out", folder, *map(str, scored)))
-        runs.append(Run(f"runs/{name}", tuple(commands), one))
+        runs.append(Run(f"runs/{name}", tuple(commands), dict(one)))
     return Plan(workdir, configs.to_dict(base), tuple(shared.values()), tuple(runs))
 
 
@@ -126,16 +130,19 @@ def claim(plan: Plan) -> None:
     io.write_json(path, {"schema": SCHEMA, "config": config, "runs": runs})
 
 
-def _call(path: str, function: Callable, config: ConfigDict) -> Any:
-    """`function(config)`, or `function()` where it takes nothing."""
+def _call(path: str, function: Callable, config: ConfigDict, kind: type) -> Any:
+    """`function(config)`, or `function()` where it takes nothing; what it gives must be a `kind`."""
     try:
         found = function(config) if inspect.signature(function).parameters else function()
-        return dict(found) if isinstance(found, Mapping) else list(found)
+        found = list(found) if kind is Iterable else found  # a generator fails only here
     except InputError as error:
         raise InputError(f"config {path}: {error}") from error
     except Exception as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"config {path}: {function.__name__}() fails: {message}") from error
+    if not isinstance(found, kind) or isinstance(found, str):
+        raise InputError(f"config {path}: {function.__name__}() gives {found!r}, not a {kind.__name__.lower()}")
+    return found
 
 
 def _shared(field: str, command: Sequence[str], workdir: epath.Path) -> Task:
