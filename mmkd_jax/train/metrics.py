@@ -117,10 +117,7 @@ class Progress:
 
 
 def _wandb_run(workdir: epath.Path, config: Mapping[str, Any]) -> Any:
-    """The wandb run of a run's folder: the same one after a restart, whose steps it has already it leaves as they are.
-
-    wandb keeps its own files where it always does: `WANDB_DIR`, or the folder that one is in.
-    """
+    """The wandb run of a run's folder: the same one after a restart, which leaves the steps that it has as they are."""
     try:
         wandb = importlib.import_module("wandb")
     except ImportError as error:
@@ -130,8 +127,9 @@ def _wandb_run(workdir: epath.Path, config: Mapping[str, Any]) -> Any:
     path = workdir / "wandb.json"
     if not path.exists():
         io.write_json(path, {"id": uuid.uuid4().hex})
-    name = io.read_json(path)["id"]
-    return wandb.init(project=config["wandb"], name=config.get("name"), id=name, resume="allow", config=dict(config))
+    options = {} if "://" in os.fspath(workdir) else {"dir": os.fspath(workdir)}  # wandb's own files must be local
+    options |= {"id": io.read_json(path)["id"], "resume": "allow"}
+    return wandb.init(project=config["wandb"], name=config.get("name"), config=dict(config), **options)
 
 
 def _clu_writer(logdir: epath.Path):
