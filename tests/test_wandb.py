@@ -76,9 +76,9 @@ def test_without_the_package_it_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(
         InputError, match=r"config\.wandb asks for wandb, which is not installed; install the extra"
-    ) as e:
+    ) as error:
         log(tmp_path, 0, CONFIG, 1)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(error.value)
     log(tmp_path, 0, {**CONFIG, "wandb": ""}, 1)
 
 
