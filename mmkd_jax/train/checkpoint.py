@@ -28,6 +28,8 @@ from mmkd_jax.train.retention import Retention
 SCHEMA = 2
 PAUSES = (1.0, 5.0, 15.0)  # seconds before a failed save is tried again, each time
 logger = logging.getLogger(__name__)
+# Orbax writes a page for each error, through absl, before it raises it; what is raised is told here in one line.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR)
 
 
 class Checkpoints:

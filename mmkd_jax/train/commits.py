@@ -59,6 +59,6 @@ def reading(folder: epath.Path) -> Iterator[None]:
 
 
 def one_line(error: Exception, longest: int = 300) -> str:
-    """An error in one line; storage libraries write pages."""
+    """An error in one line; storage libraries write pages, with the place at their head and the reason at their end."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= longest else f"{text[:longest]} ..."
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
