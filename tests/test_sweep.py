@@ -1,5 +1,6 @@
 """Sweeps: what is yielded, what is shared, where it runs, what kills leave, and the table at the end."""
 
+import contextlib
 import csv
 import fcntl
 import io as memory
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 
+import data_fixtures as toy
 import numpy as np
 import pytest
 import train_fixtures as tiny
@@ -397,6 +399,8 @@ def test_processes_of_a_dead_sweep_are_waited_for(workers, tmp_path, monkeypatch
 class Sweep:
     """`mmkd sweep` in a process of its own, with the stand-in child."""
 
+    FILES = ("table.json", "table.csv", "table.md", "report.html", "sweep.svg")
+
     def __init__(self, address, root, **environment):
         self.workdir, self.starts, self.gate = root / "out", root / "starts", root / "gate"
         root.mkdir(exist_ok=True)
@@ -429,8 +433,7 @@ class Sweep:
 
     def files(self):
         """What is left, byte for byte."""
-        names = ("table.json", "table.csv", "table.md", "report.html", "sweep.svg")
-        return {name: (self.workdir / name).read_bytes() for name in names}
+        return {name: (self.workdir / name).read_bytes() for name in self.FILES}
 
 
 @pytest.fixture(scope="module")
@@ -474,6 +477,54 @@ def test_a_finished_sweep_starts_nothing(undisturbed):
     before, files = whole.starts.read_text(), whole.files()
     code, _ = whole.finish(whole.start())
     assert (code, whole.starts.read_text(), whole.files()) == (0, before, files)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_a_real_sweep_killed_twice_ends_in_the_table_of_an_undisturbed_one(tmp_path):
+    """Stage 1, six students of stage 2, each evaluated: `leave_one_out` on the tiny set."""
+    scored = toy.make_pairs(tmp_path / "scored", rows={"toy.test": [row for row in range(40) if row % 5]})
+    root = tiny.world()
+    more = [f"--config.features={root / 'features'}", f"--config.score={scored.path}"]
+    more += ["--config.model.image.layers=1", "--config.model.text.layers=1"]
+    environment = {
+        **os.environ,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(root / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(name):
+        command = [sys.executable, "-m", "mmkd_jax", "sweep", "--workdir", str(tmp_path / name)]
+        command += ["--config", f"{tiny.CONFIGS}/sweeps/leave_one_out.py:smoke,seeds=2", *tiny.overrides(*more)]
+        return subprocess.Popen(command, cwd=TESTS.parent, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def kill_where(name, path, text, count):
+        """Kills the sweep once a file of its folder holds `text` so many times."""
+        process, path = start(name), tmp_path / name / path
+        while not (path.exists() and path.read_text().count(text) >= count):
+            assert process.poll() is None, process.stderr.read()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.02)
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / name / "table.json").exists()
+
+    def finish(name):
+        process = start(name)
+        _, complaint = process.communicate()
+        assert process.returncode == 0, complaint
+        return {file: (tmp_path / name / file).read_bytes() for file in Sweep.FILES}
+
+    kill_where("killed", "runs/teachers_alpha+beta,seed_1/metrics.jsonl", "\n", 2)
+    kill_where("killed", "logs/runs.teachers_beta,seed_1.log", "$ mmkd eval", 1)
+    assert finish("killed") == finish("whole")
+    found = io.read_json(tmp_path / "whole" / "table.json")
+    values = {table.key(value): value for value in found["settings"][0]["values"]}
+    assert len(found["runs"]) == 6
+    assert len(set(values["train", "", "loss"]["each"])) == 2
+    assert ("zeroshot", "toy", "balanced_accuracy") in values
+    assert len(os.listdir(tmp_path / "whole" / "shared")) == 1
 
 
 # --- the table ------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def shared(config: ConfigDict) -> dict[str, list[str]]:
     """One stage 1 and one feature set for all, unless they are named."""
     made = {}
     if not config.init:
-        same = grids.pick(config, "model", "data", "tokenizer", "batch", "dtype", "remat", "mesh")
+        same = grids.pick(config, "model", "towers", "data", "tokenizer", "batch", "dtype", "remat", "mesh")
         made["init"] = ["train", "--config", f"{CONFIGS}/stage1_clip.py:{config.size}", *same]
     if config.weights:
         low, high = config.data.views.scale

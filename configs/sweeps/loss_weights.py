@@ -45,7 +45,7 @@ def shared(config: ConfigDict) -> dict[str, list[str]]:
     """One stage 1 for all, of the same model on the same data, unless a checkpoint is named."""
     if config.init:
         return {}
-    same = grids.pick(config, "model", "data", "tokenizer", "batch", "dtype", "remat", "mesh")
+    same = grids.pick(config, "model", "towers", "data", "tokenizer", "batch", "dtype", "remat", "mesh")
     return {"init": ["train", "--config", f"{CONFIGS}/stage1_clip.py:{config.size}", *same]}
 
 

@@ -76,7 +76,7 @@ def plot(table: Mapping[str, Any], name: tuple[str, str, str], width: int, *, al
     """
     rows = [(one["label"], v) for one in table["settings"] for v in one["values"] if key(v) == name]
     narrow = width < 600
-    left, right, top = (20, width - 22, 60) if narrow else (330, width - 110, 60)
+    left, right, top = (20, width - 22, 60) if narrow else (400, width - 110, 60)
     lane = LANE + 20 if narrow else LANE
     bottom = top + lane * len(rows)
     reach = [x for _, v in rows for x in (v["low"], v["high"], v["value"], *v["each"]) if x is not None]
@@ -95,13 +95,13 @@ def plot(table: Mapping[str, Any], name: tuple[str, str, str], width: int, *, al
         y = top + lane * (place + 0.5) + (10 if narrow else 0)
         parts.append(_marks(label, value, x, y))
         at = {"x": left, "y": y - 17} if narrow else {"x": 20, "y": y + 4}
-        room = int((width - 60) / 6.5) if narrow else 44
+        room = 42 if narrow else 46
         shown = label if len(label) <= room else label[: room - 1] + "…"
         parts.append(element("text", shown, element("title", label), class_="name", **at))
         if not narrow:
             parts.append(element("text", number(value["value"]), x=right + 20, y=y + 4, class_="gain"))
     title, height = column(name), math.ceil(bottom + 32)
-    heading = element("text", title, x=20, y=32, class_="title")
+    heading = element("text", title, x=20, y=32, class_="name" if narrow else "title")
     words = ". ".join(f"{label}: {number(value['value'])}" for label, value in rows)
     style = element("style", css("theme", "chart")) if alone else None
     paper = element("rect", width=width, height=height, rx=10, class_="paper") if alone else None
