@@ -120,3 +120,32 @@ def test_all_hosts_join(tmp_path):
     for process in processes:
         out, complaint = process.communicate(timeout=120)
         assert (process.returncode, out.split()) == (0, ["joined", "2", "2"]), complaint
+
+
+class AlikeError(InputError):
+    """One that all processes raise."""
+
+
+@pytest.mark.parametrize(
+    ("count", "error", "code", "says"),
+    [
+        (2, InputError("record 3 is damaged"), 2, "mmkd: record 3 is damaged\n"),
+        (2, OSError("no such host"), 1, "OSError: no such host\n"),
+        (2, AlikeError("not a number"), None, ""),
+        (1, OSError("no such host"), None, ""),
+        (2, KeyboardInterrupt(), None, ""),
+    ],
+)
+def test_one_of_several_processes_that_fails_ends_at_once(monkeypatch, capsys, count, error, code, says):
+    class Gone(BaseException):
+        pass
+
+    def leave(code):
+        raise Gone(code)
+
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(distributed.os, "_exit", leave)
+    with pytest.raises(type(error) if code is None else Gone) as caught, distributed.failing_at_once(AlikeError):
+        raise error
+    assert code is None or caught.value.args == (code,)
+    assert capsys.readouterr().err.endswith(says)

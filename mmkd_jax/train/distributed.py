@@ -1,11 +1,13 @@
 """Start of several processes as one program."""
 
+import contextlib
 import faulthandler
 import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -54,6 +56,31 @@ def start() -> None:
         raise InputError(f"cannot join the other processes: {error}; or set {', '.join(VARIABLES)}") from error
     finally:
         arrived.set()
+
+
+@contextlib.contextmanager
+def failing_at_once(alike: type[Exception]) -> Iterator[None]:
+    """What fails in one of several processes ends that process at once, told as the command line tells it.
+
+    On its way out it would wait for the others in barriers, and they for it in a collective, all of them alive. Gone,
+    it is missed: the runtime ends the others as it does when a machine fails.
+
+    Args:
+      alike: an error that all processes raise in the same step, and leave by in order.
+    """
+    try:
+        yield
+    except alike:
+        raise
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, InputError):
+            print(f"mmkd: {error}", file=sys.stderr, flush=True)
+            os._exit(EXIT_WRONG_INPUT)
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def settings(environ: Mapping[str, str]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mmkd_jax import config as configs
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import constraints
-from mmkd_jax.train import checkpoint, folder, metrics, optim, placement, setup, sharding, stability
+from mmkd_jax.train import checkpoint, distributed, folder, metrics, optim, placement, setup, sharding, stability
 from mmkd_jax.train.preemption import Notice, Preempted
 from mmkd_jax.train.start import first_state
 from mmkd_jax.train.state import make_step
@@ -74,7 +74,7 @@ def _train(
     meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity)
     paths = stability.parameter_paths(state.params)
     watched: list[tuple[int, dict[str, Any]]] = []
-    with contextlib.closing(log), contextlib.closing(progress):
+    with distributed.failing_at_once(NotFiniteError), contextlib.closing(log), contextlib.closing(progress):
         for done, batch in job.batches.iterate(start, job.steps, threads=config.data.threads):
             step = done + 1
             on_device = sharding.global_batch({k: batch[k] for k in DEVICE_FIELDS if k in batch}, mesh)
