@@ -1,7 +1,7 @@
-"""BERT as a text tower: class token of the last hidden state, then a projection without biases.
+"""BERT as a text tower: its hidden states pooled into one vector, then a projection without biases.
 
 Sources: arXiv 1810.04805 and transformers `modeling_bert.py`; the projection is open_clip's `hf_model.py` (`mlp`:
-width -> (width + embed) / 2 -> embed with exact GELU, no biases).
+width -> (width + embed) / 2 -> embed with exact GELU, no biases). `TextTower` says which poolings there are.
 """
 
 import jax
@@ -55,7 +55,7 @@ class BertText(nnx.Module):
     """Captions to one vector each.
 
     Parameters: `tokens/embedding [V, D]`, `positions [P, D]`, `types [2, D]` (row 0 is always added), `embed_norm`,
-    `layers` (stacked), `projection`.
+    `layers` (stacked), `pooler/kernel [D, D]` and `pooler/bias` (only with pooling `pooler`), `projection`.
     """
 
     def __init__(self, spec: TextTower, embed: int, dtype=jnp.float32, remat: str = "none"):
@@ -65,19 +65,54 @@ class BertText(nnx.Module):
         self.embed_norm = nn.Norm(spec.width, spec.norm_epsilon)
         scales = nn.Scales.constant(0.02)
         self.layers = nn.stack(lambda: nn.PostNormBlock(spec, scales, dtype), spec.layers)
+        if spec.pooling == "pooler":
+            self.pooler = nn.Linear((spec.width,), (spec.width,), 0.02, dtype)
         self.projection = Projection(spec.width, embed, spec.projection, dtype)
         self.spec, self.dtype, self.remat = spec, np.dtype(dtype), remat
 
-    def hidden(self, text: TextBatch, key: jax.Array | None = None) -> jax.Array:
-        """Tokens to the last hidden state `[n, length, D]` in the compute dtype; `key` turns dropout on."""
+    def hidden(self, text: TextBatch, key: jax.Array | None = None, after: tuple[int, ...] = ()) -> list[jax.Array]:
+        """Tokens to the states `[n, length, D]` after some layers (counted from 1) and after the last, compute dtype.
+
+        Args:
+          text: the tokens.
+          key: turns dropout on.
+          after: ascending; none of them gives the last hidden state alone.
+        """
         first, rest = (None, None) if key is None else jax.random.split(key)
         positions = jnp.take(self.positions[...], text.positions, axis=0)
         x = self.embed_norm(self.tokens(text.ids) + positions + self.types[0])
         x = nn.dropout(x, self.spec.dropout, first).astype(self.dtype)
-        mask = (text.mask > 0)[:, None, None, :]
-        return nn.apply_stack(self.layers, x, mask, rest, self.spec.layers, self.remat)
+        mask = None if self.spec.padding == "attended" else (text.mask > 0)[:, None, None, :]
+        states, start = [], 0
+        for stop in sorted({*after, self.spec.layers}):
+            part = _slice(self.layers, start, stop)
+            layer_key = rest if rest is None or not after else jax.random.fold_in(rest, start)
+            x = nn.apply_stack(part, x, mask, layer_key, stop - start, self.remat)
+            states.append(x)
+            start = stop
+        return states
 
     def __call__(self, text: TextBatch, projected: bool = True, key: jax.Array | None = None) -> jax.Array:
-        """Tokens to float32 `[n, E]`, or the class token `[n, D]` before the projection; `key` turns dropout on."""
-        pooled = self.hidden(text, key)[:, 0].astype(jnp.float32)
+        """Tokens to float32 `[n, E]`, or pooled `[n, D]` before the projection; `key` turns dropout on."""
+        if self.spec.pooling == "layers":
+            pooled = self._mean(text, key)
+        else:
+            pooled = self.hidden(text, key)[-1][:, 0].astype(jnp.float32)
+        if self.spec.pooling == "pooler":
+            pooled = jnp.tanh(self.pooler(pooled, jnp.float32))
         return self.projection(pooled) if projected else pooled
+
+    def _mean(self, text: TextBatch, key: jax.Array | None) -> jax.Array:
+        """The mean over tokens of the states after layers 1, 2 and last (MedCLIP's `modeling_medclip.py`)."""
+        states = dict(zip(sorted({1, 2, self.spec.layers}), self.hidden(text, key, (1, 2)), strict=True))
+        total = sum(states[layer].astype(jnp.float32) for layer in (1, 2, self.spec.layers)) / 3
+        if self.spec.padding != "masked":
+            return total.mean(1)
+        weights = (text.mask > 0)[..., None].astype(jnp.float32)
+        return (total * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
+
+
+def _slice(block: nnx.Module, start: int, stop: int) -> nnx.Module:
+    """Layers `start` to `stop` of a stack."""
+    graph, state = nnx.split(block)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[start:stop], state))

@@ -20,12 +20,13 @@ from mmkd_jax.models.bert import BertText
 from mmkd_jax.models.clip_text import ClipText
 from mmkd_jax.models.layers import fill
 from mmkd_jax.models.resnet import ResNet
+from mmkd_jax.models.swin import Swin
 from mmkd_jax.models.vit import VisionTransformer
 from mmkd_jax.specs import ModelSpec
 
 Params = dict[str, Any]
 TOWERS = {
-    "image": {"vit": VisionTransformer, "modified_resnet": ResNet, "resnet": ResNet},
+    "image": {"vit": VisionTransformer, "modified_resnet": ResNet, "resnet": ResNet, "swin": Swin},
     "text": {"bert": BertText, "clip": ClipText},
 }
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # arXiv 2103.00020, section 2.5

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 from mmkd_jax.errors import InputError
-from mmkd_jax.models import layouts_resnet
+from mmkd_jax.models import layouts_resnet, layouts_swin
 from mmkd_jax.models.relations import CONV, LINEAR, OUT, SAME, TABLE, TOKEN, Entry, entry, linear, norm, qkv
 from mmkd_jax.specs import ModelSpec
 
@@ -160,7 +160,7 @@ LAYOUTS: dict[str, dict[str, Callable[[ModelSpec], list[Entry]]]] = {
     },
     "transformers_clip": {"openai": transformers_image, "clip": transformers_text},
     "pmc_clip": {"modified_resnet": layouts_resnet.modified_resnet, "bert": pmc_text},
-    "medclip": {"resnet": layouts_resnet.medclip_resnet, "bert": medclip_text},
+    "medclip": {"swin": layouts_swin.medclip_swin, "resnet": layouts_resnet.medclip_resnet, "bert": medclip_text},
 }
 
 

@@ -8,7 +8,7 @@ missing. Layouts:
   `timm_model.py`, `modified_resnet.py`, `hf_model.py`);
 - `transformers_clip`: Hugging Face's `CLIPModel` (`modeling_clip.py`);
 - `pmc_clip`: WeixiongLin/PMC-CLIP's training checkpoints: `visual.`, `text_encoder.`, `text_projection`;
-- `medclip`: RyanWangZf/MedCLIP's files: `vision_model.`, `text_model.`.
+- `medclip`: RyanWangZf/MedCLIP's files: `vision_model.`, `text_model.`; its Swin under either of transformers' namings.
 """
 
 import re
@@ -21,6 +21,7 @@ import numpy as np
 from mmkd_jax.errors import InputError
 from mmkd_jax.models.dual_encoder import DualEncoder, Params
 from mmkd_jax.models.layouts import tower_entries
+from mmkd_jax.models.layouts_swin import first_names
 from mmkd_jax.models.relations import SAME, Entry, entry
 from mmkd_jax.specs import ModelSpec
 
@@ -114,6 +115,8 @@ def _plain_names(tensors: Tensors, spec: ModelSpec, layout: str) -> Tensors:
     tensors = {key: value for key, value in tensors.items() if not any(re.match(p, key) for p in unused)}
     # Names of BERTs that were converted from TensorFlow's.
     tensors = {re.sub(r"LayerNorm\.(gamma|beta)$", _torch_name, key): value for key, value in tensors.items()}
+    if layout == "medclip":
+        tensors = {first_names(key): value for key, value in tensors.items()}
     if layout == "open_clip":
         old, new = ("text_encoder.", "text.") if spec.text.kind == "bert" else ("text.", "")
         return {_rename(key, old, new): value for key, value in tensors.items()}
