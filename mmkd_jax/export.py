@@ -1,100 +1,77 @@
-"""A trained model as a folder that open_clip loads, with a model card.
+"""A trained model as a folder that other software loads, with a model card.
 
-The folder holds `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer, for a BERT tower its
-`config.json`, the card (`README.md`), and `mmkd_spec.json` with what open_clip's config has no place for: name,
-licence, source, modalities, and whether pictures become RGB before resizing. open_clip 3.3 takes a BERT's config from
-`hf_model_name`, which it does not look for in the folder it loads: the card says what that means.
+- `open_clip`: `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer, for a BERT tower its
+  `config.json`. open_clip 3.3 takes a BERT's config from `hf_model_name`, which it does not look for in the folder it
+  loads: the card says what that means.
+- `hf`: Hugging Face's `CLIPModel` with processor and tokenizer; it has no BERT.
+- `unimed`: a file for the code of UniMed-CLIP and MMKD-CLIP, whose names of weights it has.
+
+Each holds `README.md` (the card) and `mmkd_spec.json` with what foreign configs have no place for: name, licence,
+source, modalities, and whether pictures become RGB before resizing.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from mmkd_jax import io
+from mmkd_jax import io, licences, loading, model_card
 from mmkd_jax.errors import InputError
-from mmkd_jax.models import open_clip, state_dict, weights
+from mmkd_jax.models import folders, open_clip, pickles, state_dict, transformers_clip, weights
 from mmkd_jax.models.dual_encoder import Params
+from mmkd_jax.models.state_dict import Tensors
 from mmkd_jax.specs import ModelSpec
 from mmkd_jax.tokenizers import BPE_SPECIAL, Tokenizer
 
-SECTIONS = {"data": "Data", "teachers": "Teachers", "recipe": "Recipe", "results": "Results"}
-RESULT_COLUMNS = ("model", "dataset", "task", "metric", "value", "low", "high", "n", "seed")
 
-_LOAD = """```python
-import open_clip
-
-folder = "{folder}"
-model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{{folder}}")
-tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
-```"""
-_LOAD_MOVED = """open_clip reads the text tower's `config.json` from `hf_model_name` in `open_clip_config.json`,
-which is `{bert}`. Anywhere else, name the folder when loading:
-
-```python
-import json
-import open_clip
-
-folder = "THE_FOLDER"
-with open(f"{{folder}}/open_clip_config.json") as file:
-    text_cfg = json.load(file)["model_cfg"]["text_cfg"]
-text_cfg.update(hf_model_name=folder, hf_model_pretrained=False)
-model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{{folder}}", text_cfg=text_cfg)
-tokenizer = open_clip.get_tokenizer(f"local-dir:{{folder}}")
-```"""
-_HUB = """To publish the folder on a hub, set `hf_model_name` and `hf_tokenizer_name` (where they are present) in
-`open_clip_config.json` to the name that it gets there."""
-
-
-def export_open_clip(
+def export_model(
     spec: ModelSpec,
     params: Params,
     tokenizer: Tokenizer,
     out: str | os.PathLike,
     *,
+    form: str = "open_clip",
     card: Mapping[str, Any] | None = None,
     hub: str = "",
 ) -> epath.Path:
-    """Writes a model as an open_clip folder, under a temporary name until it is complete.
+    """Writes a model as a folder, under a temporary name until it is complete.
 
     Args:
       spec: of the model.
       params: `{"image", "text", "logit_scale"}`; anything else (heads) is left out.
       tokenizer: of the model.
       out: the folder, which must not exist.
-      card: what the model card tells: any of `data`, `teachers`, `recipe`, `results`; each a text, a mapping, or a
-        list of mappings (a table).
+      form: a key of `FORMS`.
+      card: what the model card tells: any of `model_card.SECTIONS`; each a text, a mapping, or a list of mappings.
       hub: the name that the folder will have on a hub; its own place without it.
 
     Returns:
       The folder.
 
     Raises:
-      InputError: `out` exists or cannot be written, open_clip has no such model, or the tokenizer is not the model's.
+      InputError: `out` exists or cannot be written, the form has no such model, or the tokenizer is not the model's.
     """
     out = io.as_path(out)
     if out.exists():
         raise InputError(f"{out} exists; choose another folder or remove it")
-    if unknown := set(card or {}) - set(SECTIONS):
-        raise InputError(f"a model card has no part {sorted(unknown)}; its parts are {', '.join(SECTIONS)}")
+    model_card.check(card or {})
     if tokenizer.vocab_size != spec.text.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} tokens, {spec.name} has {spec.text.vocab_size}")
     place = hub or os.fspath(out)
-    config = open_clip.to_config(spec, place)
-    towers = {name: params[name] for name in ("image", "text", "logit_scale")}
-    tensors = state_dict.from_params(spec, towers)
+    layout, file, write, configs = FORMS[form]
+    records = configs(spec, tokenizer, place)
+    tensors = state_dict.from_params(spec, {name: params[name] for name in ("image", "text", "logit_scale")}, layout)
     temporary = io.make_workdir(io.temporary_name(out))
     try:
-        weights.write_tensors(temporary / weights.WEIGHTS, tensors)
-        io.write_json(temporary / open_clip.CONFIG, config)
-        io.write_json(temporary / open_clip.OWN_SPEC, spec.to_dict())
+        write(temporary / file, tensors)
+        for name, record in {**records, folders.OWN_SPEC: spec.to_dict()}.items():
+            io.write_json(temporary / name, record)
         for name, data in {**tokenizer.files(), **_tokenizer_config(tokenizer)}.items():
             io.write_bytes(temporary / name, data)
-        if spec.text.kind == "bert":
-            io.write_json(temporary / open_clip.BERT_CONFIG, open_clip.bert_config(spec.text))
-        io.write_text(temporary / "README.md", model_card(spec, card or {}, os.fspath(out), place))
+        library, how = loading.of(form, spec, os.fspath(out), place)
+        io.write_text(temporary / "README.md", model_card.text(spec, card or {}, library, how))
         temporary.rename(out)
     except BaseException:
         temporary.rmtree(missing_ok=True)
@@ -106,80 +83,77 @@ def export_checkpoint(
     checkpoint: str | os.PathLike,
     out: str | os.PathLike,
     *,
+    form: str = "open_clip",
     results: Sequence[Mapping[str, Any]] | None = None,
     card: Mapping[str, Any] | None = None,
     hub: str = "",
+    use: str = "research",
+    accept_licences: bool = False,
 ) -> epath.Path:
-    """Exports a checkpoint of ours; its record fills the card's data and recipe.
+    """Exports a checkpoint of ours; its record fills the card's data, teachers and recipe.
 
     Args:
       checkpoint: a run's folder or one of its checkpoints.
       out: the folder, which must not exist.
+      form: see `export_model`.
       results: rows of `results.json` for the card.
       card: further parts of the card, or other ones instead.
-      hub: see `export_open_clip`.
+      hub: see `export_model`.
+      use: what the model is meant for; see `licences.conflicts`.
+      accept_licences: export although licences of teachers or data forbid it; the card then says so.
 
     Raises:
-      InputError: see `export_open_clip`; or there is no checkpoint.
+      InputError: see `export_model`; there is no checkpoint; or licences forbid the export.
     """
     from mmkd_jax import api
 
     student = api.load(checkpoint)
+    data = dict(student.meta["data"])
+    terms = data.pop("licences", {"teachers": {}, "data": {}})
+    found = licences.conflicts(_licences(student.spec, terms), use)
+    if found and not accept_licences:
+        raise InputError(f"{'; '.join(found)}; export with --accept-licences if you have another permission")
+    meant = f"{model_card.RESEARCH} Meant for {use} use."
     parts: dict[str, Any] = {
-        "data": student.meta["data"],
+        "use": " ".join([meant, *(f"Exported although {line}." for line in found)]),
+        "data": {**data, **({"licences": terms["data"]} if terms["data"] else {})},
+        "teachers": [{"name": name, "licence": licence} for name, licence in terms["teachers"].items()],
         "recipe": {key: value for key, value in student.meta["config"].items() if key != "model"},
-        "results": [{column: row.get(column, "") for column in RESULT_COLUMNS} for row in results or ()],
+        "results": [{column: row.get(column, "") for column in model_card.RESULT_COLUMNS} for row in results or ()],
     }
     parts = {name: part for name, part in {**parts, **(card or {})}.items() if part}
-    return export_open_clip(student.spec, student.params, student.tokenizer, out, card=parts, hub=hub)
+    return export_model(student.spec, student.params, student.tokenizer, out, form=form, card=parts, hub=hub)
 
 
-def model_card(spec: ModelSpec, card: Mapping[str, Any], folder: str, place: str) -> str:
-    """The text of `README.md`."""
-    license_name = spec.license if spec.license != "unknown" else "other"
-    parts = [
-        f"---\nlicense: {license_name}\nlibrary_name: open_clip\npipeline_tag: zero-shot-image-classification\n---",
-        f"# {spec.name}",
-        f"{_tower(spec)} Licence: {spec.license}.{f' Source: {spec.source}.' if spec.source else ''}",
-        "For research; not a medical device.",
-        "## Use",
-        _LOAD.format(folder=folder),
-    ]
-    if spec.text.kind == "bert":
-        parts.append(_LOAD_MOVED.format(bert=place))
-    parts.append(_HUB)
-    for name, title in SECTIONS.items():
-        if card.get(name):
-            parts += [f"## {title}", _render(card[name])]
-    return "\n\n".join(parts) + "\n"
+def _licences(spec: ModelSpec, terms: Mapping[str, Any]) -> dict[str, str]:
+    """Licences by what they are of."""
+    named = {f"teacher {name}": licence for name, licence in terms["teachers"].items()}
+    named |= {f"data under {licence}": licence for licence in terms["data"]}
+    return named if spec.license == "unknown" else {f"the model {spec.name}": spec.license, **named}
 
 
-def _tower(spec: ModelSpec) -> str:
-    image, text = spec.image, spec.text
-    kind = {"bert": "BERT", "clip": "CLIP's text tower"}[text.kind]
-    return (
-        f"A CLIP model: ViT (width {image.width}, {image.layers} layers, patch {image.patch}, {image.image_size} px) "
-        f"and {kind} (width {text.width}, {text.layers} layers, {text.context} tokens), embedding {spec.embed}."
-    )
+def _open_clip(spec: ModelSpec, tokenizer: Tokenizer, place: str) -> dict[str, Any]:
+    records = {open_clip.CONFIG: open_clip.to_config(spec, place)}
+    return records | ({open_clip.BERT_CONFIG: open_clip.bert_config(spec.text)} if spec.text.kind == "bert" else {})
 
 
-def _render(part: Any) -> str:
-    """A text as it is, a list of mappings as a table, a mapping as a list (nested values as JSON)."""
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping):
-        return "\n".join(f"- {key}: {_inline(value)}" for key, value in part.items())
-    if part and all(isinstance(row, Mapping) for row in part):
-        columns = list(dict.fromkeys(key for row in part for key in row))
-        lines = [columns, ["---"] * len(columns), *([_inline(row.get(c, "")) for c in columns] for row in part)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n".join(f"- {_inline(item)}" for item in part)
+def _transformers(spec: ModelSpec, tokenizer: Tokenizer, place: str) -> dict[str, Any]:
+    return {
+        transformers_clip.CONFIG: transformers_clip.to_config(spec, tokenizer.begin, tokenizer.end),
+        transformers_clip.PREPROCESSOR: transformers_clip.to_preprocessor(spec.preprocess),
+    }
 
 
-def _inline(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else f"`{json.dumps(value, default=str)}`"
+def _unimed(spec: ModelSpec, tokenizer: Tokenizer, place: str) -> dict[str, Any]:
+    return {open_clip.BERT_CONFIG: open_clip.bert_config(spec.text)}
+
+
+# Form -> layout, name of the file, what writes it, and what makes the configs beside it.
+FORMS: dict[str, tuple[str, str, Callable[[epath.Path, Tensors], None], Callable[..., dict[str, Any]]]] = {
+    "open_clip": ("open_clip", weights.WEIGHTS, weights.write_tensors, _open_clip),
+    "hf": ("transformers_clip", "model.safetensors", weights.write_tensors, _transformers),
+    "unimed": ("unimed", "unimed_clip.pt", pickles.write, _unimed),
+}
 
 
 def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, bytes]:

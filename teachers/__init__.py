@@ -19,7 +19,7 @@ from mmkd_jax import api, io, preprocess, tokenizers
 from mmkd_jax.batch import TextBatch
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals.teachers import TeacherEncoder
-from mmkd_jax.models import open_clip, state_dict
+from mmkd_jax.models import folders, state_dict
 from mmkd_jax.models import weights as _weights
 from mmkd_jax.models.dual_encoder import DualEncoder, Params
 from mmkd_jax.specs import ModelSpec
@@ -93,8 +93,9 @@ def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_bat
 
     Args:
       name: what to call it; for a bare weights file the name of a record in `teachers.specs` (or a dotted path).
-      weights: an open_clip folder (config, weights, tokenizer); a weights file (safetensors, or what torch saved), or
-        a folder with one, with the vocabulary beside it; or a run's folder or checkpoint of ours.
+      weights: a folder of open_clip or of Hugging Face's CLIPModel (config, weights, tokenizer); a weights file
+        (safetensors, or what torch saved), or a folder with one, with the vocabulary beside it; or a run's folder or
+        checkpoint of ours.
       backend: `flax`.
       micro_batch: pictures or texts at a time.
 
@@ -106,8 +107,8 @@ def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_bat
     path = io.as_path(weights)
     if not path.exists():
         raise InputError(f"teacher {name}: {path} does not exist; give its weights")
-    if (path / open_clip.CONFIG).exists():
-        spec, tensors, file = open_clip.load_folder(path, name)
+    if folders.describes_itself(path):
+        spec, tensors, file = folders.load_folder(path, name)
         return _published(name, _with_facts(spec), tensors, file, micro_batch)
     if path.is_dir() and not _is_bare(path):
         student = api.load(path, name=name)

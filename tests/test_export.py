@@ -10,8 +10,7 @@ import pytest
 
 from mmkd_jax import export, io, tokenizers
 from mmkd_jax.errors import InputError
-from mmkd_jax.models import open_clip as folders
-from mmkd_jax.models import state_dict
+from mmkd_jax.models import folders, state_dict
 from mmkd_jax.models.dual_encoder import DualEncoder
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
 
@@ -91,7 +90,7 @@ def open_clip():
 def test_open_clip_computes_the_same(open_clip, kind, tmp_path):
     spec = SPECS[kind]()
     params, tokenizer = model(spec)
-    out = export.export_open_clip(spec, {**params, "heads": {}}, tokenizer, tmp_path / "out")
+    out = export.export_model(spec, {**params, "heads": {}}, tokenizer, tmp_path / "out")
     theirs = open_clip.create_model(f"local-dir:{out}", require_pretrained=True).eval()
     errors = parity(spec, params, tokenizer, theirs, open_clip.get_tokenizer(f"local-dir:{out}"))
     assert max(errors) <= 2e-5
@@ -103,7 +102,7 @@ def test_the_cards_way_to_load_a_moved_folder_works(open_clip, tmp_path):
     spec = bert_spec()
     params, tokenizer = model(spec)
     (tmp_path / "elsewhere").mkdir()
-    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out").rename(tmp_path / "elsewhere" / "model")
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out").rename(tmp_path / "elsewhere" / "model")
     snippets = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     names: dict = {}
     exec(snippets[-1].replace("THE_FOLDER", str(out)), names)
@@ -114,7 +113,7 @@ def test_the_cards_way_to_load_a_moved_folder_works(open_clip, tmp_path):
 def test_the_config_alone_describes_the_model(kind, tmp_path):
     spec = SPECS[kind]()
     params, tokenizer = model(spec)
-    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out")
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out")
     exact, tensors, file = folders.load_folder(io.as_path(out), "same")
     assert exact == dataclasses.replace(spec, name="same")
     assert file.name == "open_clip_model.safetensors"
@@ -133,7 +132,7 @@ def test_the_card_tells_data_teachers_recipe_and_results(tmp_path):
         "recipe": {"lr": 1e-3, "loss": {"icl": 1}},
         "results": [{"dataset": "busi", "value": 0.71234}],
     }
-    text = (export.export_open_clip(spec, params, tokenizer, tmp_path / "out", card=card) / "README.md").read_text()
+    text = (export.export_model(spec, params, tokenizer, tmp_path / "out", card=card) / "README.md").read_text()
     assert text.startswith("---\nlicense: mit\n")
     assert "| second | cc-by-nc-4.0 |" in text
     assert '- loss: `{"icl": 1}`' in text
@@ -148,7 +147,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     def refused(match, **changes):
         values = {"spec": spec, "params": params, "tokenizer": tokenizer, "out": tmp_path / "new"} | changes
         with pytest.raises(InputError, match=match):
-            export.export_open_clip(**values)
+            export.export_model(**values)
         assert not (tmp_path / "new").exists()
         assert not list(tmp_path.glob(".*"))
 
@@ -159,14 +158,14 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     biased = clip_spec(patch_bias=True)
     refused("no common form for a patch bias without timm", spec=biased)
     refused("two activations", spec=clip_spec(activation="gelu"))
-    monkeypatch.setattr(export, "model_card", lambda *args: (_ for _ in ()).throw(InputError("disk full")))
+    monkeypatch.setattr(export.model_card, "text", lambda *args: (_ for _ in ()).throw(InputError("disk full")))
     refused("disk full")
 
 
 def test_a_config_for_something_else_is_refused(tmp_path):
     spec = clip_spec()
     params, tokenizer = model(spec)
-    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out")
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out")
     (out / "mmkd_spec.json").unlink()
     config = json.loads((out / "open_clip_config.json").read_text())
 
@@ -190,7 +189,7 @@ def test_a_config_for_something_else_is_refused(tmp_path):
 def test_the_names_before_open_clip_2_are_read(tmp_path):
     spec = timm_spec()
     params, tokenizer = model(spec)
-    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out")
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out")
     (out / "mmkd_spec.json").unlink()
     config = json.loads((out / "open_clip_config.json").read_text())
     text = config["model_cfg"]["text_cfg"]

@@ -47,7 +47,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def folder(params, tokenizer, tmp_path_factory):
-    return export.export_open_clip(SPEC, params, tokenizer, tmp_path_factory.mktemp("teacher") / "open_clip")
+    return export.export_model(SPEC, params, tokenizer, tmp_path_factory.mktemp("teacher") / "open_clip")
 
 
 def bare(folder, tensors, tokenizer):
@@ -133,14 +133,14 @@ def test_a_checkpoint_of_ours_is_a_teacher(params, tokenizer, tmp_path, folder):
 def test_identities_change_with_what_they_identify(folder, params, tokenizer, tmp_path):
     first = teachers.load("first", folder)
     other = {**params, "logit_scale": params["logit_scale"] + 1}
-    weights = teachers.load("x", export.export_open_clip(SPEC, other, tokenizer, tmp_path / "weights"))
+    weights = teachers.load("x", export.export_model(SPEC, other, tokenizer, tmp_path / "weights"))
     assert weights.weights_hash != first.weights_hash
     assert weights.preprocess_hash == first.preprocess_hash
     spec = dataclasses.replace(SPEC, preprocess=Preprocess(16, mean=(0.5, 0.5, 0.5)))
-    pictures_changed = teachers.load("x", export.export_open_clip(spec, params, tokenizer, tmp_path / "mean"))
+    pictures_changed = teachers.load("x", export.export_model(spec, params, tokenizer, tmp_path / "mean"))
     assert pictures_changed.preprocess_hash != first.preprocess_hash
     swapped = tokenizers.train(SPEC.tokenizer, [c.upper()[::-1] for c in CAPTIONS], vocab_size=60, context=8)
-    texts_changed = teachers.load("x", export.export_open_clip(SPEC, params, swapped, tmp_path / "texts"))
+    texts_changed = teachers.load("x", export.export_model(SPEC, params, swapped, tmp_path / "texts"))
     assert texts_changed.preprocess_hash != first.preprocess_hash
 
 
@@ -187,7 +187,7 @@ def test_unusable_weights_are_refused_in_one_line(folder, params, tokenizer, tmp
 
 def test_a_folder_without_its_license_gets_the_records(folder, params, tokenizer, tmp_path):
     spec = dataclasses.replace(SPEC, license="unknown")
-    out = export.export_open_clip(spec, params, tokenizer, tmp_path / "out")
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out")
     teacher = teachers.load("UniMed-CLIP", out)
     assert teacher.spec.license == "cc-by-nc-4.0"
     assert teacher.spec.image == SPEC.image

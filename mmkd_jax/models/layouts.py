@@ -98,6 +98,15 @@ def bert_text(spec: ModelSpec) -> list[Entry]:
     return [*bert(spec, "text.transformer"), *projection]
 
 
+def unimed_text(spec: ModelSpec) -> list[Entry]:
+    """UniMed-CLIP's `text_encoder.`, which is open_clip's `text.`; the student published with MMKD-CLIP has it too."""
+    prefix = "text_encoder."
+    return [
+        dataclasses.replace(item, keys=tuple(prefix + key.removeprefix("text.") for key in item.keys))
+        for item in bert_text(spec)
+    ]
+
+
 def pmc_text(spec: ModelSpec) -> list[Entry]:
     """PMC-CLIP's `BertModel` under `text_encoder.` and its bare matrix (`src/pmc_clip/model` of its repository)."""
     return [*bert(spec, "text_encoder"), entry("text/projection/kernel", SAME, "text_projection")]
@@ -159,6 +168,7 @@ LAYOUTS: dict[str, dict[str, Callable[[ModelSpec], list[Entry]]]] = {
         "bert": bert_text,
     },
     "transformers_clip": {"openai": transformers_image, "clip": transformers_text},
+    "unimed": {"openai": openai_image, "bert": unimed_text},
     "pmc_clip": {"modified_resnet": layouts_resnet.modified_resnet, "bert": pmc_text},
     "medclip": {"swin": layouts_swin.medclip_swin, "resnet": layouts_resnet.medclip_resnet, "bert": medclip_text},
 }

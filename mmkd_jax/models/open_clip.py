@@ -1,4 +1,4 @@
-"""open_clip's model folders: `open_clip_config.json` to and from our spec, and the weights beside it.
+"""open_clip's model folders: `open_clip_config.json` to and from our spec.
 
 Source: mlfoundations/open_clip 3.3 `model.py` (`CLIPVisionCfg`, `CLIPTextCfg`), `factory.py`, `hf_model.py`. What the
 config does not say comes from a BERT's `config.json` in the same folder, from what is known of the named BERT, or
@@ -11,15 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
-from mmkd_jax import io
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.models.state_dict import Tensors
-from mmkd_jax.models.weights import find_weights, read_tensors
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
 
-CONFIG, BERT_CONFIG, OWN_SPEC = "open_clip_config.json", "config.json", "mmkd_spec.json"
+CONFIG, BERT_CONFIG = "open_clip_config.json", "config.json"
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 BERTS = {  # published BERTs that dual encoders name
     "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": BERT_BASE,
@@ -132,28 +129,6 @@ def to_spec(name: str, config: Mapping[str, Any], tensors: Tensors, bert: Mappin
         preprocess=Preprocess(image.image_size, p.get("interpolation", "bicubic"), **chosen),
         tokenizer=TokenizerSpec("wordpiece" if tower.kind == "bert" else "bpe"),
     )
-
-
-def load_folder(folder: epath.Path, name: str) -> tuple[ModelSpec, Tensors, epath.Path]:
-    """Spec, weights and the weights' file of a folder that open_clip could load.
-
-    Folders that this project exported hold their spec as well, with what open_clip's config has no place for.
-
-    Raises:
-      InputError: something is missing or not supported.
-    """
-    config = io.read_json(folder / CONFIG)
-    if (folder / OWN_SPEC).exists():
-        weights = find_weights(folder)
-        spec = ModelSpec.from_dict(io.read_json(folder / OWN_SPEC))
-        return dataclasses.replace(spec, name=name), read_tensors(weights), weights
-    bert = io.read_json(folder / BERT_CONFIG) if (folder / BERT_CONFIG).exists() else None
-    weights = find_weights(folder)
-    tensors = read_tensors(weights)
-    try:
-        return to_spec(name, config, tensors, bert), tensors, weights
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder / CONFIG} does not describe a model that this project has ({error})") from error
 
 
 def _vit_config(image: ImageTower) -> dict[str, Any]:

@@ -6,6 +6,7 @@ missing. Layouts:
 - `open_clip`: open_clip's `CLIP` (also OpenAI's files) and `CustomTextCLIP`, with its own or timm's ViT or a
   `ModifiedResNet` as the image tower and CLIP's or BERT's as the text tower (mlfoundations/open_clip `model.py`,
   `timm_model.py`, `modified_resnet.py`, `hf_model.py`);
+- `unimed`: mbzuai-oryx/UniMed-CLIP's, and so MMKD-CLIP's student: as `open_clip` with `text_encoder.` for `text.`;
 - `transformers_clip`: Hugging Face's `CLIPModel` (`modeling_clip.py`);
 - `pmc_clip`: WeixiongLin/PMC-CLIP's training checkpoints: `visual.`, `text_encoder.`, `text_projection`;
 - `medclip`: RyanWangZf/MedCLIP's files: `vision_model.`, `text_model.`; its Swin under either of transformers' namings.
@@ -39,9 +40,9 @@ POOLER = r"(text_encoder|text_model\.model)\.pooler\."
 def to_params(spec: ModelSpec, tensors: Tensors) -> Params:
     """Published weights as our parameters, float32 NumPy.
 
-    The layout is recognised by its names. Prefixes of wrappers (`module.`, `_orig_mod.`) are stripped, UniMed-CLIP's
-    `text_encoder.` and `CustomTextCLIP`'s `text.` are understood, integer buffers and parts that serve only a
-    teacher's training are dropped, half precision is cast.
+    The layout is recognised by its names. Prefixes of wrappers (`module.`, `_orig_mod.`) are stripped,
+    `CustomTextCLIP`'s `text.` is understood, integer buffers and parts that serve only a teacher's training are
+    dropped, half precision is cast.
 
     Raises:
       InputError: keys are missing, left over, or of another shape than `spec` says; all are named.
@@ -93,6 +94,8 @@ def recognise(spec: ModelSpec, names: Collection[str]) -> str:
         return "transformers_clip"
     if any(name.startswith(("text_encoder.embeddings.", "text_encoder.encoder.")) for name in names):
         return "pmc_clip"
+    if any(name.startswith("text_encoder.transformer.") for name in names):
+        return "unimed"
     return "open_clip"
 
 
@@ -117,18 +120,13 @@ def _plain_names(tensors: Tensors, spec: ModelSpec, layout: str) -> Tensors:
     tensors = {re.sub(r"LayerNorm\.(gamma|beta)$", _torch_name, key): value for key, value in tensors.items()}
     if layout == "medclip":
         tensors = {first_names(key): value for key, value in tensors.items()}
-    if layout == "open_clip":
-        old, new = ("text_encoder.", "text.") if spec.text.kind == "bert" else ("text.", "")
-        return {_rename(key, old, new): value for key, value in tensors.items()}
+    if layout == "open_clip" and spec.text.kind == "clip":
+        return {key.removeprefix("text."): value for key, value in tensors.items()}
     return tensors
 
 
 def _torch_name(match: re.Match) -> str:
     return "LayerNorm." + {"gamma": "weight", "beta": "bias"}[match[1]]
-
-
-def _rename(key: str, old: str, new: str) -> str:
-    return new + key.removeprefix(old) if key.startswith(old) else key
 
 
 def _check(spec: ModelSpec, tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> None:
