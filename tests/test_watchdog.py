@@ -65,7 +65,7 @@ def test_a_training_run_whose_input_hangs_ends(tmp_path, repository):
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     command = ["train", "--config", f"{tiny.CONFIGS}/stage1_clip.py:smoke", "--workdir", str(tmp_path / "run")]
-    command += tiny.overrides("--config.watchdog=0.5", "--config.data.threads=0")
+    command += tiny.overrides("--config.watchdog=1.0", "--config.data.threads=0")
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tiny.world() / "compiled")}
     ended = subprocess.run(
         [sys.executable, "-c", program, *command], cwd=repository, env=environment, capture_output=True, timeout=240
