@@ -21,7 +21,9 @@ from scipy import stats
 from mmkd_jax import cli, io
 from mmkd_jax import config as configs
 from mmkd_jax.errors import EXIT_PREEMPTED, InputError
+from mmkd_jax.evals import results
 from mmkd_jax.sweeps import devices, grids, plan, runner, table
+from mmkd_jax.train import metrics
 
 TESTS = pathlib.Path(__file__).parent
 CONFIG = """
@@ -477,6 +479,51 @@ def test_a_finished_sweep_starts_nothing(undisturbed):
     before, files = whole.starts.read_text(), whole.files()
     code, _ = whole.finish(whole.start())
     assert (code, whole.starts.read_text(), whole.files()) == (0, before, files)
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nobody catches it."""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_real_runs_stopped_in_training_and_evaluation_end_in_the_same_table(tmp_path, monkeypatch, quick_compilation):
+    """As the test below, in this process: quicker, and the faults come at chosen places."""
+    scored = toy.make_pairs(tmp_path / "scored", rows={"toy.test": [row for row in range(40) if row % 5]})
+    more = [f"--config.features={tiny.world() / 'features'}", f"--config.score={scored.path}"]
+    more += ["--config.model.image.layers=1", "--config.model.text.layers=1"]
+    address = f"{tiny.CONFIGS}/sweeps/leave_one_out.py:smoke,seeds=2"
+    monkeypatch.setattr(runner._Workers, "_call", lambda self, task, command, group: cli.main(list(command)))
+
+    def sweep(name, owner=None, function="", calls=0):
+        """Makes the sweep; with `owner`, up to the so many-th call of its function."""
+        made = plan.load(address, tiny.overrides(*more), tmp_path / name)
+        with monkeypatch.context() as faulty:
+            if owner:
+                real, left = getattr(owner, function), iter(range(calls - 1))
+
+                def fails(*args, **options):
+                    if next(left, None) is None:
+                        raise Killed
+                    return real(*args, **options)
+
+                faulty.setattr(owner, function, fails)
+            assert runner.run(made, [{}]) == []
+        table.write(made)
+        return {file: (tmp_path / name / file).read_bytes() for file in Sweep.FILES}
+
+    with pytest.raises(Killed):  # four steps of stage 1, four of the first run, three of the second
+        sweep("killed", metrics.MetricsLog, "write", 11)
+    assert len(os.listdir(tmp_path / "killed" / "runs")) == 2
+    with pytest.raises(Killed):  # the second and the third run's evaluation go well
+        sweep("killed", results, "update", 3)
+    assert len(os.listdir(tmp_path / "killed" / "done")) == 1 + 3
+    assert sweep("killed") == sweep("whole")
+    found = io.read_json(tmp_path / "whole" / "table.json")
+    values = {table.key(value): value for value in found["settings"][0]["values"]}
+    assert len(found["runs"]) == 6
+    assert len(set(values["train", "", "loss"]["each"])) == 2
+    assert ("zeroshot", "toy", "balanced_accuracy") in values
 
 
 @pytest.mark.full
