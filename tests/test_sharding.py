@@ -1,5 +1,7 @@
 """Meshes and sharding rules: which placement a parameter gets, what is refused; placement changes no result."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from mmkd_jax import cli
 from mmkd_jax.errors import InputError
+from mmkd_jax.models import constraints
 from mmkd_jax.train import loop, optim, setup, sharding
 from mmkd_jax.train import state as states
 
@@ -119,27 +122,23 @@ def test_a_batch_must_be_divisible():
 
 
 def test_optimiser_state_follows_its_parameter_and_no_placement_changes_the_loss():
-    """A step with towers divided over fsdp and tensor against one where everything is everywhere."""
-    config = tiny.stage1("--config.batch=16", *SMALL)
+    """A step divided over fsdp and tensor by the shipped rules against one where everything is everywhere."""
+    config = tiny.stage1("--config.batch=16", *SMALL, "--config.model.image.heads=4", "--config.model.text.heads=4")
     job = setup.build(config)
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
     batch = {k: v for k, v in job.batches.batch(0).items() if k in loop.DEVICE_FIELDS}
     init = lambda: states.init_state(job.task, transform, 0)  # noqa: E731
     rules = {
         "everywhere": ((".*", ()),),
-        "divided": (
-            ("mlp/up/kernel", (None, "fsdp", "tensor")),
-            ("attention/qkv/kernel", (None, "fsdp")),
-            ("tokens/embedding", (None, "fsdp")),
-            (".*", ()),
-        ),
+        "divided": config.sharding,
     }
     found = {}
     divided = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     for name, rule in rules.items():
         placement = sharding.shardings(jax.eval_shape(init), rule, divided)
-        state = jax.jit(init, out_shardings=placement)()
-        step = jax.jit(states.make_step(job.task, transform, 0), out_shardings=(placement, None))
+        under = functools.partial(constraints.under, divided)
+        state = jax.jit(under(init), out_shardings=placement)()
+        step = jax.jit(under(states.make_step(job.task, transform, 0)), out_shardings=(placement, None))
         state, reports = step(state, sharding.global_batch(batch, divided))
         found[name] = state, reports
     state, reports = found["divided"]
