@@ -95,10 +95,16 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def check_batch(batch: int, mesh: Mesh) -> None:
-    """Refuses a global batch that the mesh cannot split evenly."""
+    """Refuses a global batch that the mesh cannot split evenly, and a mesh that gives processes common samples."""
     ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if batch % ways:
         raise InputError(f"batch {batch} is not a multiple of the {ways} data-parallel devices of the mesh")
+    mine = {str(index) for index in batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()}
+    if len(mine) * jax.process_count() != ways:
+        raise InputError(
+            f"the tensor axis of {mesh.shape['tensor']} devices crosses processes, which read different samples; "
+            "make it a divisor of the devices of one process"
+        )
 
 
 def _check_placement(name: str, shape: tuple[int, ...], placement: Sequence[str | None], mesh: Mesh) -> None:
