@@ -75,10 +75,16 @@ def build(config: ConfigDict) -> Job:
     count = len(rows.rows) if rows is not None else len(pairs)
     steps = config.steps or max(1, config.epochs * count // config.batch)
     make = registry.resolve(config.task, TASKS, "task")
-    identity = batches.identity
+    identity = batches.identity | {"licences": _licences(pairs, features)}
     if config.get("routing"):
         identity["routing"] = io.hash_of(routing.load(config.routing))
     return Job(make(config, spec, pairs, features), batches, tokenizer, steps, identity)
+
+
+def _licences(pairs: PairsSet, features: dict[str, FeatureSet]) -> dict[str, Any]:
+    """What the student is made from may forbid passing it on: licences by teacher, and of the pictures with counts."""
+    teachers = {name: one.manifest["license"] for name, one in features.items()}
+    return {"teachers": teachers, "data": dict(pairs.manifest["counts"]["license"])}
 
 
 def load_tokenizer(config: ConfigDict, spec: ModelSpec) -> tokenizers.Tokenizer:
