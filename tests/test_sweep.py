@@ -373,6 +373,16 @@ busy.unlink()
     assert {pinned[0], pinned[1]} == {"0", "1"}
 
 
+def test_an_error_of_the_sweep_itself_starts_nothing_more(workers, tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(runner.io, "write_json", full)
+    with pytest.raises(OSError, match="no space left"):
+        runner.run(toy_plan(tmp_path / "out", "one", "two", "three"), [{}])
+    assert started(workers) == ["one"]
+
+
 def test_two_sweeps_do_not_work_in_one_folder(workers, tmp_path):
     sweep = toy_plan(tmp_path / "out", "one")
     (tmp_path / "out").mkdir()

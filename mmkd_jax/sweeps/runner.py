@@ -85,7 +85,7 @@ class _Workers:
         """Runs those that are not whole; what failed, in their order."""
         left = [task for task in tasks if not is_done(self._plan, task)]
         with ThreadPoolExecutor(self._count) as pool:
-            try:
+            try:  # an interrupt comes here, in the main thread
                 made = list(pool.map(lambda k: self._one(left[k], f"[{k + 1}/{len(left)}]"), range(len(left))))
             except BaseException:
                 self._stop()  # before the pool waits for its threads
@@ -112,6 +112,9 @@ class _Workers:
                     return failure
             io.write_json(_mark(self._plan, task), {"commands": _words(self._plan, task)})
             print(f"{place} {task.name}: done in {time.monotonic() - begin:.0f} s", flush=True)
+        except BaseException:
+            self._stop()  # here, before this thread takes the next task
+            raise
         finally:
             self._free.put(group)
 
