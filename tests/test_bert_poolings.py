@@ -10,7 +10,7 @@ import torch
 from transformers import BertModel
 
 from mmkd_jax.errors import InputError
-from mmkd_jax.models import state_dict
+from mmkd_jax.models import open_clip, state_dict
 from mmkd_jax.models.dual_encoder import DualEncoder
 from mmkd_jax.specs import ModelSpec, Preprocess, ResNetTower, TextTower
 
@@ -168,3 +168,19 @@ def test_old_names_of_norms_are_read(case):
 def test_poolings_that_cannot_be_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(ref.bert_tower(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "pooling", "padding", "message"),
+    [
+        ("medclip", "layers", "masked", "no common form for a resnet image tower"),
+        ("vit", "token", "attended", "no common form for pooling 'token' with padding 'attended'"),
+        ("vit", "pooler", "masked", "no common form for pooling 'pooler' with padding 'masked'"),
+    ],
+)
+def test_open_clip_has_no_form_for_them(layout, pooling, padding, message):
+    spec = spec_of("pmc_clip" if layout == "vit" else layout, pooling, padding)
+    if layout == "vit":
+        spec = dataclasses.replace(ref.bert_spec(), text=spec.text)
+    with pytest.raises(InputError, match=message):
+        open_clip.to_config(spec)

@@ -51,6 +51,9 @@ def to_config(spec: ModelSpec, bert: str = "") -> dict[str, Any]:
       InputError: open_clip has no such model.
     """
     image, text = spec.image, spec.text
+    _require(image.kind == "vit", f"a {image.kind} image tower")
+    pools = f"pooling {text.pooling!r} with padding {text.padding!r}"
+    _require((text.pooling, text.padding) == ("token", "masked"), pools)
     quick = image.activation == "quick_gelu"
     model: dict[str, Any] = {"embed_dim": spec.embed, "quick_gelu": quick}
     model["vision_cfg"] = _timm_config(image) if image.layout == "timm" else _vit_config(image)
