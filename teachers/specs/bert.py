@@ -72,6 +72,7 @@ QUILTNET_B16_PMB = _like_biomedclip(
 GENMEDCLIP_B16_PMB = _like_biomedclip(
     "GenMedClip-B-16-PMB",
     ALL,
+    known("embedding of 512", "the published samples"),
     likely("the architecture and config of BiomedCLIP", "its name; its config was not seen"),
     published_as="GenMedClip",
 )
