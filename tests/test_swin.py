@@ -155,7 +155,9 @@ def test_both_generations_of_names_are_read_and_the_first_is_written(case, tmp_p
     assert f"{block}attention.q_proj.weight" in tensors
     assert f"{block}attention.self.query.weight" in first
     # transformers itself reads the first generation's names and knows the second's.
-    swin = {key.removeprefix(MODEL): np.array(value) for key, value in first.items() if key.startswith(MODEL)}
+    swin = {
+        key.removeprefix(MODEL): np.array(value, order="C") for key, value in first.items() if key.startswith(MODEL)
+    }
     save_file(swin, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(swin_config(SMALL).to_dict()))
     theirs = ref.tensors(SwinModel.from_pretrained(tmp_path))
