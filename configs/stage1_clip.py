@@ -37,6 +37,28 @@ SHARDING = (
 def get_config(arg: str = "") -> ConfigDict:
     """See the file's docstring."""
     args = parse_arg(arg, smoke=False, demo=False, text="")
+    config = released()
+    if args.smoke:
+        shrink(config, size=32, patch=16, width=32, image_layers=2, text_layers=2, vocabulary=300, context=16)
+        config.steps, config.batch, config.log_every, config.save_every = 4, 8, 1, 2
+    if args.demo:
+        # Chosen on held-out training pictures: from random weights and in few steps one layer learns more a second than
+        # three, and CLIP's text tower more than BERT's (whose usual start is a pretrained one).
+        shrink(config, size=64, patch=16, width=128, image_layers=1, text_layers=1, vocabulary=2048, context=24)
+        config.steps, config.batch, config.log_every, config.save_every = 100, 128, 5, 50
+        config.optimizer.lr = 3e-3
+        config.data.window = 256  # some thousand pairs are shuffled whole: blocks of one set would come in bursts
+        config.data.views.scale = (0.6, 1.0)
+    text = args.text or ("clip" if args.demo else "bert")
+    if text not in ("bert", "clip"):
+        raise InputError(f"text={text}: the text tower is bert or clip")
+    if text == "clip":
+        clip_text(config.model)
+    return config
+
+
+def released() -> ConfigDict:
+    """The full-size student and every setting, as released where there is a choice."""
     config = ConfigDict()
     config.name = "stage1"
     config.task = "clip"
@@ -74,6 +96,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.decay = 0.2
     config.optimizer.clip = 0.0  # largest gradient norm; 0: no clipping, as released
 
+    run(config)
+    return config
+
+
+def run(config: ConfigDict) -> None:
+    """How a run goes: spikes, placement on devices, logs and checkpoints."""
     # A step whose loss or gradient norm is so many times the running mean (0: any) is a spike, once `after` steps have
     # been made; with the action "skip" it and any that is not finite change nothing, `limit` in a row end the run.
     config.spikes = ConfigDict({"action": "", "loss": 2.0, "grad_norm": 10.0, "after": 100, "limit": 10})
@@ -88,23 +116,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.save_minutes = 30.0  # between temporary checkpoints, which go when there is a newer one; 0: none
     config.best = ""  # min:NAME or max:NAME of a reported scalar, whose best checkpoint stays too
     config.watchdog = 30.0  # minutes without a step after which the run ends with exit code 76; 0: never
-    if args.smoke:
-        shrink(config, size=32, patch=16, width=32, image_layers=2, text_layers=2, vocabulary=300, context=16)
-        config.steps, config.batch, config.log_every, config.save_every = 4, 8, 1, 2
-    if args.demo:
-        # Chosen on held-out training pictures: from random weights and in few steps one layer learns more a second than
-        # three, and CLIP's text tower more than BERT's (whose usual start is a pretrained one).
-        shrink(config, size=64, patch=16, width=128, image_layers=1, text_layers=1, vocabulary=2048, context=24)
-        config.steps, config.batch, config.log_every, config.save_every = 100, 128, 5, 50
-        config.optimizer.lr = 3e-3
-        config.data.window = 256  # some thousand pairs are shuffled whole: blocks of one set would come in bursts
-        config.data.views.scale = (0.6, 1.0)
-    text = args.text or ("clip" if args.demo else "bert")
-    if text not in ("bert", "clip"):
-        raise InputError(f"text={text}: the text tower is bert or clip")
-    if text == "clip":
-        clip_text(config.model)
-    return config
 
 
 def clip_text(model: ConfigDict) -> None:

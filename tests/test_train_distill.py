@@ -255,5 +255,5 @@ def test_a_run_is_not_continued_with_another_routing_table_under_the_same_name(m
     path.write_text(json.dumps({**table, "note": "weights are the same"}))
     loop.run(config, tmp_path / "run")
     path.write_text(json.dumps({"weights": {modality: {"beta": 1.0} for modality in toy.MODALITIES}}))
-    with pytest.raises(InputError, match="another data.routing"):
+    with pytest.raises(InputError, match=r"another data\.routing"):
         loop.run(config, tmp_path / "run")
