@@ -8,11 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from mmkd_jax import export, io, tokenizers
+import teachers
+from mmkd_jax import export, io, licences, tokenizers
+from mmkd_jax.cli import main
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import folders, state_dict
 from mmkd_jax.models.dual_encoder import DualEncoder
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
+from mmkd_jax.train import checkpoint
 
 CAPTIONS = [
     "Axial CT shows a 3.5 cm mass in the right lung, with spiculated margins!",
@@ -107,6 +110,102 @@ def test_the_cards_way_to_load_a_moved_folder_works(open_clip, tmp_path):
     names: dict = {}
     exec(snippets[-1].replace("THE_FOLDER", str(out)), names)
     assert max(parity(spec, params, tokenizer, names["model"].eval(), names["tokenizer"])) <= 2e-5
+
+
+def test_the_names_of_unimed_clip_load_strictly(tmp_path):
+    """In the two towers that its code is made of, under the names that it gives them."""
+    torch = pytest.importorskip("torch", reason="the reference needs torch")
+    import model_references as ref
+
+    spec = bert_spec()
+    params, tokenizer = model(spec)
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out", form="unimed")
+    theirs = ref.CustomText(spec)
+    theirs.text_encoder = theirs.text
+    del theirs.text
+    theirs.load_state_dict(torch.load(out / "unimed_clip.pt", weights_only=True), strict=True)
+    theirs.text = theirs.text_encoder
+    ids = tokenizer(CAPTIONS).ids
+    assert max(parity(spec, params, tokenizer, theirs, lambda _: torch.from_numpy(ids.astype(np.int64)))) <= 2e-5
+
+
+FORMS = [("open_clip", "bert"), ("open_clip", "clip"), ("open_clip", "timm"), ("hf", "clip"), ("unimed", "bert")]
+
+
+@pytest.mark.parametrize(("form", "kind"), FORMS)
+def test_there_and_back_is_exact(form, kind, tmp_path):
+    spec = SPECS[kind]()
+    params, tokenizer = model(spec)
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out", form=form)
+    back = teachers.load(spec.name, out)
+    assert back.spec == spec
+    jax.tree.map(np.testing.assert_array_equal, back.params, params)
+
+
+def test_what_a_form_has_not_is_refused(tmp_path):
+    def refused(match, spec, form):
+        params, tokenizer = model(spec)
+        with pytest.raises(InputError, match=match):
+            export.export_model(spec, params, tokenizer, tmp_path / "out", form=form)
+        assert not list(tmp_path.iterdir())
+
+    refused("no common form for BERT as the text tower", bert_spec(), "hf")
+    refused("the unimed layout has no clip tower", clip_spec(), "unimed")
+    square = dataclasses.replace(clip_spec(), preprocess=Preprocess(32, frame="square"))
+    refused("no common form for pictures on black squares", square, "hf")
+
+
+LICENCES = {
+    "mit": (True, True),
+    "Apache-2.0": (True, True),
+    "CC BY 4.0": (True, True),
+    "cc-by-nc-4.0": (True, False),
+    "CC BY-NC-SA 4.0": (True, False),
+    "research only": (True, False),
+    "unknown": (True, False),
+    "not stated": (True, False),
+    "cc-by-nd-4.0": (False, False),
+    "CC BY-NC-ND 4.0": (False, False),
+    "no derivatives": (False, False),
+}
+
+
+@pytest.mark.parametrize("licence", LICENCES)
+def test_what_licences_forbid(licence):
+    allowed = tuple(not licences.conflicts({"teacher x": licence}, use) for use in licences.USES)
+    assert allowed == LICENCES[licence]
+
+
+def test_an_export_that_licences_forbid_needs_to_be_told(tmp_path, capsys):
+    spec = dataclasses.replace(clip_spec(), license="unknown")
+    params, tokenizer = model(spec)
+    terms = {"teachers": {"first": "mit", "second": "cc-by-nc-4.0"}, "data": {"CC BY-ND 4.0": 3}}
+    for name, changed in {"nd": terms, "nc": {**terms, "data": {"CC0-1.0": 3}}}.items():
+        writer = checkpoint.Checkpoints(tmp_path / name)
+        writer.save(0, {"params": params}, checkpoint.describe(spec, tokenizer.files(), {}, {"licences": changed}))
+        writer.close()
+
+    def run(name, *more):
+        arguments = ["export", "--checkpoint", str(tmp_path / name), "--out", str(tmp_path / "out"), *more]
+        return main(arguments), capsys.readouterr().err
+
+    assert run("nd") == (
+        2,
+        "mmkd export: data under CC BY-ND 4.0 (CC BY-ND 4.0) forbids derivatives; export with "
+        "--accept-licences if you have another permission\n",
+    )
+    code, message = run("nc", "--use", "commercial", "--format", "hf")
+    assert code == 2
+    assert "teacher second (cc-by-nc-4.0) forbids commercial use;" in message
+    assert not (tmp_path / "out").exists()
+    assert run("nc", "--format", "hf")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| second | cc-by-nc-4.0 |" in card
+    assert "CC0-1.0" in card
+    assert "Meant for research use." in card
+    (tmp_path / "out").rename(tmp_path / "first")
+    assert run("nd", "--accept-licences")[0] == 0
+    assert "Exported although data under CC BY-ND 4.0" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", SPECS)
