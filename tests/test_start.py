@@ -117,9 +117,10 @@ def test_what_a_start_lacks_is_fresh_only_by_rule(tmp_path, sources):
 
 def test_weights_that_do_not_fit_and_files_that_are_not_there_are_refused(tmp_path, sources):
     root, _ = sources
+    (tmp_path / "empty").mkdir()
     for override, says in (
         (f"--config.towers.image={tmp_path / 'nothing.bin'}", "nothing.bin does not exist"),
-        (f"--config.towers.text={root}", "holds no weights"),
+        (f"--config.towers.text={tmp_path / 'empty'}", "holds no weights"),
         (f"--config.towers.text={root / 'seed3.safetensors'} --config.model.text.width=64", "does not fit the text"),
         (f"--config.init={tmp_path}", "holds no checkpoint"),
     ):
@@ -173,10 +174,10 @@ def test_a_refused_run_leaves_no_folder(tmp_path, capsys):
 
 
 # Another mesh. What may differ is the order in which float32 sums are taken: in products, in the loss over the batch,
-# in gradients over devices. Losses of 2 and 3 nats then agree to some units in the last place of float32 (6e-8), 2e-6
+# in gradients over devices. Losses of 2 and 3 nats then agree to some units in the last place of float32 (6e-8), 1e-6
 # with room; Adam divides by the root of the second moment, and so enlarges what differs where a gradient is nearly
 # zero: parameters are compared by the norm of the difference over the norm of what two steps changed, 2e-3.
-LOSS, CHANGE = 2e-6, 2e-3
+LOSS, CHANGE = 1e-6, 2e-3
 MESHES = {(8, 1): 8, (2, 1): 2, (1, 1): 1}
 
 
@@ -237,5 +238,5 @@ def test_a_wrong_batch_or_a_lost_optimiser_state_would_be_seen(divided):
     assert apart(params, ended, saved) > 10 * CHANGE
     lost = state.replace(opt_state=jax.tree.map(jnp.zeros_like, state.opt_state))
     after, ended, _ = go_on(lost, mesh, job, transform, config)
-    assert abs(after[1] / losses[1] - 1) > 10 * LOSS
+    assert np.abs(after / losses - 1).max() > 10 * LOSS
     assert apart(params, ended, saved) > 10 * CHANGE
