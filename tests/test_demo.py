@@ -1,5 +1,6 @@
 """The demo: how it divides data, what its captions say, what it refuses, and (in the full tier) all of it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -113,7 +114,9 @@ def test_the_whole_demo_killed_on_the_way_ends_in_the_same_results(tmp_path):
     for artefact in ("teachers/radiology/run/metrics.jsonl", "students-label/seed0/public/metrics.jsonl"):
         process = subprocess.Popen([*command, str(broken)])
         while process.poll() is None and not (broken / artefact).exists():
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.05)
+        assert process.poll() is None, f"the demo ended before {artefact} was there"
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert subprocess.run([*command, str(broken)]).returncode == 0
