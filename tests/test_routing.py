@@ -24,7 +24,7 @@ def pairs(tmp_path_factory) -> PairsSet:
     with PairsWriter(tmp_path_factory.mktemp("set") / "pairs", "toy", shards=1) as writer:
         for row, modality in enumerate(MODALITIES):
             pair = toy.pair(row, 1)
-            pair.modality = modality
+            pair.modality, pair.group = modality, ""
             if modality == "mri":
                 pair.captions[:] = [f"a scan of kind {row % 3}"]
             writer.add(pair)
@@ -114,6 +114,28 @@ def test_a_modality_of_too_few_pairs_is_left_out(pairs, teachers):
     assert routing.measure(pairs, teachers, few)["weights"] == {}
     enough = RowIndex(np.arange(routing.FEWEST), pairs.hash, "enough")
     assert set(routing.measure(pairs, teachers, enough)["weights"]) == {"ct"}
+
+
+def test_where_nothing_can_be_measured_the_teachers_that_were_made_for_it_are_believed(pairs, teachers):
+    declared = {"for_none": ["pet", "ct"], "for_ct": ["pet"], "unknown": ["pet"]}
+    record = routing.measure(pairs, teachers, pairs.rows("dev"), declared=declared)
+    assert record["weights"]["pet"] == {"for_ct": 1.0, "for_mri": 0.0, "for_none": 1.0}
+    assert set(record["strength"]) == {"ct", "mri"}
+    assert record["weights"]["ct"] == {"for_ct": 1.0, "for_mri": 0.0, "for_none": 0.0}  # what is measured decides
+
+
+def test_crops_of_few_pictures_measure_nothing(tmp_path):
+    """Twelve pairs of two pictures are two cases; of eight pictures, they are enough."""
+    for pictures, measured in ((2, False), (routing.FEWEST - 1, False), (routing.FEWEST, True)):
+        with PairsWriter(tmp_path / f"pairs{pictures}", "toy", shards=1) as writer:
+            for row in range(12):
+                pair = toy.pair(row, 1)
+                pair.modality, pair.source, pair.group = "ct", "toy", f"picture {row % pictures}"
+                writer.add(pair)
+            pairs = writer.finish({"dev": list(range(12))})
+        stored = features(tmp_path, pairs, f"t{pictures}", toy.vectors(12, WIDTH), toy.vectors(12, WIDTH, seed=9))
+        record = routing.measure(pairs, {"t": stored}, pairs.rows("dev"))
+        assert bool(record["weights"]) == measured
 
 
 def test_copies_of_a_caption_do_not_compete(pairs, tmp_path):

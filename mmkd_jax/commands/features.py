@@ -63,16 +63,28 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
     from mmkd_jax import io
     from mmkd_jax.errors import InputError
     from mmkd_jax.tasks import routing
+    from teachers import specs
 
     out = io.as_path(args.out)
     if out.exists():
         raise InputError(f"{out} exists; choose another --out")
-    record = routing.measure(pairs, features, pairs.rows(args.rows), temperature=args.temperature)
+    declared = {name: specs.find(name).spec.modalities for name in features if name in specs.TEACHERS}
+    rows = pairs.rows(args.rows)
+    record = routing.measure(pairs, features, rows, temperature=args.temperature, declared=declared)
     routing.save(out, record)
     for modality, count in record["pairs"].items():
-        weights, strength = record["weights"].get(modality), record["strength"].get(modality)
-        told = [f"{name} {weights[name]:.3f} (strength {strength[name]:.3f})" for name in weights or {}]
-        print(f"{modality:20} {count:6} pairs  {', '.join(told) or 'not measurable: all teachers alike'}")
+        print(
+            f"{modality:20} {count:6} pairs  {_told(record['weights'].get(modality), record['strength'].get(modality))}"
+        )
+
+
+def _told(weights: dict[str, float] | None, strength: dict[str, float] | None) -> str:
+    """One modality's line of a routing table."""
+    if weights is None:
+        return "not measurable: all teachers alike"
+    if strength is None:
+        return f"not measurable: those made for it ({', '.join(name for name in weights if weights[name])})"
+    return ", ".join(f"{name} {weights[name]:.3f} (strength {strength[name]:.3f})" for name in weights)
 
 
 def _show(features) -> dict[str, Any]:

@@ -146,7 +146,8 @@ class Demo:
         if not path.exists():
             pairs, root = self.pairs("label"), self.features("label")
             sets = {name: FeatureSet.open(root / name, pairs) for name in self.config.specialists}
-            routing.save(path, routing.measure(pairs, sets, pairs.rows("dev")))
+            declared = configs.to_dict(self.config.specialists)
+            routing.save(path, routing.measure(pairs, sets, pairs.rows("dev"), declared=declared))
         return path
 
     # --- students -----------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Which teacher to believe for which modality, measured on pairs that no student is trained on."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,27 +12,35 @@ from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
 
-FEWEST = 8  # pairs of a modality; with fewer nothing is measured and all teachers count alike
+FEWEST = 8  # cases of a modality (groups; a pair of no group is one): crops of one picture do not tell teachers apart
 POOL = 256  # captions that a picture's own one competes with, at most
 
 
 def measure(
-    pairs: PairsSet, features: Mapping[str, FeatureSet], rows: RowIndex, *, temperature: float = 0.0
+    pairs: PairsSet,
+    features: Mapping[str, FeatureSet],
+    rows: RowIndex,
+    *,
+    temperature: float = 0.0,
+    declared: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
     """A routing table from the teachers' stored features of `rows`.
 
     A teacher's strength in a modality is the mean reciprocal rank of a picture's own caption among the distinct
     captions of that modality. Pictures that share a caption share its rank, so that sets with one caption a class
-    are measured as classification.
+    are measured as classification. Where there is too little to measure, the teachers that declare the modality are
+    believed alike; where none does, the table leaves the modality out, and all teachers count alike.
 
     Args:
       pairs: the set.
       features: stored features by teacher; `rows` must be among those encoded.
       rows: held-out training pairs.
       temperature: 0 believes the strongest teacher alone; otherwise weights are softmax(strength / temperature).
+      declared: modalities that a teacher was made for, by teacher; names without features take no part.
 
     Returns:
-      JSON record: `weights` {modality: {teacher: weight}}, `strength`, `pairs` per modality, and what it was made of.
+      JSON record: `weights` {modality: {teacher: weight}}, `strength` of what was measured, `pairs` per modality, and
+      what it was made of.
 
     Raises:
       InputError: a teacher has no features of a row, or the temperature is negative.
@@ -45,14 +53,14 @@ def measure(
     for index, modality in enumerate(pairs.modalities):
         chosen = rows.rows[modality_of == index]
         counts[modality] = len(chosen)
-        if len(chosen) < FEWEST:
-            continue
         captions = [pair.captions[0] for pair in pairs.read_many(chosen)]
-        if len(set(captions)) < 2:
-            continue  # one caption for all: every teacher finds it
-        found = {name: _reciprocal_rank(features[name], chosen, captions) for name in names}
-        strength[modality] = found
-        weights[modality] = _weights(found, temperature)
+        experts = {name for name in names if modality in (declared or {}).get(name, ())}
+        # One caption for all, and every teacher finds it.
+        if _cases(pairs, chosen) >= FEWEST and len(set(captions)) > 1:
+            strength[modality] = {name: _reciprocal_rank(features[name], chosen, captions) for name in names}
+            weights[modality] = _weights(strength[modality], temperature)
+        elif experts:
+            weights[modality] = {name: float(name in experts) for name in names}
     return {
         "weights": weights,
         "strength": strength,
@@ -83,6 +91,12 @@ def load(path) -> dict[str, dict[str, float]]:
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.0 <= weight < math.inf:
                 raise InputError(f"{path}: the weight of {teacher} for {modality} is {weight!r}, not a number >= 0")
     return weights
+
+
+def _cases(pairs: PairsSet, rows: np.ndarray) -> int:
+    """How many groups (patients, pictures that were cut up) the rows come from; a pair of no group is one by itself."""
+    groups = np.asarray(pairs.table["group"])[rows]
+    return len(np.unique(groups[groups >= 0])) + int((groups < 0).sum())
 
 
 def _reciprocal_rank(features: FeatureSet, rows: np.ndarray, captions: list[str]) -> float:
