@@ -7,15 +7,13 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from mmkd_jax import api, io, preprocess, tokenizers
+from mmkd_jax import api, io, tokenizers
 from mmkd_jax.batch import TextBatch
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals.teachers import TeacherEncoder
@@ -24,49 +22,27 @@ from mmkd_jax.models import weights as _weights
 from mmkd_jax.models.dual_encoder import DualEncoder, Params
 from mmkd_jax.specs import ModelSpec
 from teachers import specs
+from teachers.base import Base
+
+BACKENDS = ("flax", "torch")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Teacher:
-    """A dual encoder as it was published, in float32.
+class Teacher(Base):
+    """A dual encoder as it was published, in float32, run by this project's towers.
 
     Attributes:
-      name: what it is called here; its features go under this name.
-      checkpoint: where its weights come from.
-      spec: architecture, preprocessing, tokenizer kind, licence.
       params: `{"image", "text", "logit_scale"}`.
-      tokenizer: texts to `TextBatch`.
-      weights_hash: SHA-256 of the weights' file, or of the parameters of a checkpoint of ours.
       micro_batch: pictures or texts at a time; a result does not depend on how many there are beside.
     """
 
-    name: str
-    checkpoint: str
-    spec: ModelSpec
     params: Params
-    tokenizer: tokenizers.Tokenizer
-    weights_hash: str
     micro_batch: int = 64
-
-    @functools.cached_property
-    def preprocess_hash(self) -> str:
-        """Identity of what happens to pictures and texts before the towers."""
-        files = {name: io.sha256(data) for name, data in self.tokenizer.files().items()}
-        picture, text = dataclasses.asdict(self.spec.preprocess), dataclasses.asdict(self.spec.tokenizer)
-        return io.hash_of({"picture": picture, "text": text, "context": self.tokenizer.context, "files": files})
 
     @property
     def logit_scale(self) -> float:
         """Factor on cosines, exponentiated."""
         return float(np.exp(self.params["logit_scale"]))
-
-    def preprocess(self, image: Image.Image) -> np.ndarray:
-        """A picture as the image tower takes it, float32 `[S, S, 3]`."""
-        return preprocess.normalise(preprocess.eval_image(image, self.spec.preprocess), self.spec.preprocess)
-
-    def tokenize(self, texts: Sequence[str]) -> TextBatch:
-        """Texts as the text tower takes them, int32 `[n, context]` each."""
-        return self.tokenizer(texts)
 
     def encode_image(self, images: np.ndarray, projected: bool = True) -> np.ndarray:
         """Preprocessed pictures float32 `[n, S, S, 3]` to the tower's own output, float32 `[n, embed]`, any length.
@@ -88,7 +64,7 @@ def _encode(model: DualEncoder, tower: str, projected: bool, params: Params, inp
     return encode(params, inputs, projected=projected)
 
 
-def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_batch: int = 64) -> Teacher:
+def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_batch: int = 64) -> Base:
     """A teacher from its weights.
 
     Args:
@@ -96,40 +72,80 @@ def load(name: str, weights: str | os.PathLike, backend: str = "flax", micro_bat
       weights: a folder of open_clip or of Hugging Face's CLIPModel (config, weights, tokenizer); a weights file
         (safetensors, or what torch saved), or a folder with one, with the vocabulary beside it; or a run's folder or
         checkpoint of ours.
-      backend: `flax`.
+      backend: `flax` converts the weights to this project's towers; `torch` runs published weights as they are in
+        open_clip's, timm's and transformers' own modules, which must be installed.
       micro_batch: pictures or texts at a time.
 
+    Returns:
+      A `Teacher`, or with torch a `teachers.torch_backend.TorchTeacher`, which is called alike.
+
     Raises:
-      InputError: the weights are missing, damaged, or not of the model that the spec or config describes.
+      InputError: the weights are missing, damaged, or not of the model that the spec or config describes; or torch was
+        asked for and is not there, or has no names for the weights.
     """
-    if backend != "flax":
-        raise InputError(f"backend {backend!r} is not there; take flax")
+    if backend not in BACKENDS:
+        raise InputError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     path = io.as_path(weights)
     if not path.exists():
         raise InputError(f"teacher {name}: {path} does not exist; give its weights")
     if folders.describes_itself(path):
         spec, tensors, file = folders.load_folder(path, name)
-        return _published(name, _with_facts(spec), tensors, file, micro_batch)
+        return _published(name, _with_facts(spec), file, backend, micro_batch, tensors)
     if path.is_dir() and not _is_bare(path):
-        student = api.load(path, name=name)
-        spec = dataclasses.replace(student.spec, name=name)
-        identity = _hash(student.params)
-        return Teacher(name, os.fspath(path), spec, student.params, student.tokenizer, identity, micro_batch)
+        return _own(name, path, backend, micro_batch)
     file = _weights.find_weights(path) if path.is_dir() else path
-    return _published(name, specs.find(name).spec, _weights.read_tensors(file), file, micro_batch)
+    return _published(name, specs.find(name).spec, file, backend, micro_batch)
 
 
-def as_encoder(teacher: Teacher, name: str = "") -> TeacherEncoder:
+def as_encoder(teacher: Base, name: str = "") -> TeacherEncoder:
     """`teacher` in the form that evaluators take; results call it `name`, or `teacher:` and its own name."""
     return TeacherEncoder((name or teacher.name).removeprefix("teacher:"), teacher.checkpoint, teacher)
 
 
-def _published(name: str, spec: ModelSpec, tensors: state_dict.Tensors, file: epath.Path, micro_batch: int) -> Teacher:
-    """A teacher of published weights, with the vocabulary that lies beside them."""
-    params = jax.device_put(state_dict.to_params(spec, tensors))  # once, not with every micro-batch
+def _published(
+    name: str,
+    spec: ModelSpec,
+    file: epath.Path,
+    backend: str,
+    micro_batch: int,
+    tensors: state_dict.Tensors | None = None,
+) -> Base:
+    """A teacher of published weights, with the vocabulary that lies beside them; `tensors` where they are read."""
+    if backend == "torch":
+        from teachers import torch_backend
+
+        teacher = functools.partial(torch_backend.TorchTeacher, towers=torch_backend.load(spec, file))
+    else:
+        params = state_dict.to_params(spec, _weights.read_tensors(file) if tensors is None else tensors)
+        teacher = functools.partial(Teacher, params=jax.device_put(params))  # once, not with every micro-batch
     text = spec.text
-    tokenizer = tokenizers.load(spec.tokenizer, file.parent, context=text.context, vocab_size=text.vocab_size)
-    return Teacher(name, os.fspath(file), spec, params, tokenizer, io.sha256_file(file), micro_batch)
+    return teacher(
+        name=name,
+        checkpoint=os.fspath(file),
+        spec=spec,
+        tokenizer=tokenizers.load(spec.tokenizer, file.parent, context=text.context, vocab_size=text.vocab_size),
+        weights_hash=io.sha256_file(file),
+        micro_batch=micro_batch,
+    )
+
+
+def _own(name: str, path: epath.Path, backend: str, micro_batch: int) -> Teacher:
+    """A teacher that this project trained or converted."""
+    if backend != "flax":
+        raise InputError(
+            f"{path} is a checkpoint of this project, which {backend} has no names for; give the weights as they were "
+            "published, or the folder that mmkd export writes"
+        )
+    student = api.load(path, name=name)
+    return Teacher(
+        name=name,
+        checkpoint=os.fspath(path),
+        spec=dataclasses.replace(student.spec, name=name),
+        tokenizer=student.tokenizer,
+        weights_hash=_hash(student.params),
+        params=student.params,
+        micro_batch=micro_batch,
+    )
 
 
 def _with_facts(spec: ModelSpec) -> ModelSpec:

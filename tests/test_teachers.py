@@ -162,7 +162,7 @@ def test_unusable_weights_are_refused_in_one_line(folder, params, tokenizer, tmp
         assert "\n" not in str(caught.value)
 
     refused("does not exist", "first", tmp_path / "no")
-    refused("backend 'torch' is not there", "first", folder, backend="torch")
+    refused("backend 'onnx' is not one of flax, torch", "first", folder, backend="onnx")
     (tmp_path / "weights.bin").write_bytes(b"\x80")
     refused("not a readable file of torch", BARE, tmp_path / "weights.bin")
     refused("not a readable file of torch", BARE, tmp_path)

@@ -16,6 +16,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cli.add_teachers(parser, required=True)
     parser.add_argument("--pairs", required=True, metavar="DIR", help="the pairs set")
     parser.add_argument("--out", required=True, metavar="DIR", help="where the feature sets go, one folder a teacher")
+    parser.add_argument(
+        "--backend",
+        default="flax",
+        choices=("flax", "torch"),
+        help="what runs the towers: this project's (default), or the reference libraries' with published weights",
+    )
     parser.add_argument("--views", type=int, default=1, help="views of each picture (default: 1)")
     parser.add_argument("--scale", type=float, nargs=2, default=(0.9, 1.0), metavar=("LOW", "HIGH"), help="crop area")
     parser.add_argument("--seed", type=int, default=0, help="of the views (default: 0)")
@@ -38,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     pairs = PairsSet.open(args.pairs)
     rows = pairs.rows(args.rows) if args.rows else None
     emit(
-        {name: teachers.load(name, weights=path) for name, path in weights.items()},
+        {name: teachers.load(name, weights=path, backend=args.backend) for name, path in weights.items()},
         pairs,
         args.out,
         policy=policy,

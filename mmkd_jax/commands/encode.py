@@ -28,26 +28,26 @@ def run(args: argparse.Namespace) -> None:
     from mmkd_jax import io
     from mmkd_jax.errors import InputError
 
-    pictures = [path for place in args.images for path in _pictures(place)]
-    texts = [line for text in args.texts for line in _lines(text)]
-    if not pictures and not texts:
+    paths = [path for place in args.images for path in pictures(place)]
+    texts = [line for text in args.texts for line in lines(text)]
+    if not paths and not texts:
         raise InputError("nothing to encode: give --images or --texts")
     out = io.as_path(args.out)
     if out.exists():
         raise InputError(f"{out} exists; choose another --out")
     student = mmkd_jax.load(args.checkpoint)
     arrays = {}
-    if pictures:
-        arrays.update(image=student.encode_image(pictures), image_path=np.array(pictures))
+    if paths:
+        arrays.update(image=student.encode_image(paths), image_path=np.array(paths))
     if texts:
         arrays.update(text=student.encode_text(texts), text_line=np.array(texts))
     buffer = memory.BytesIO()
     np.savez(buffer, **arrays)
     io.write_bytes(out, buffer.getvalue())
-    print(f"{len(pictures)} pictures and {len(texts)} texts -> {out}")
+    print(f"{len(paths)} pictures and {len(texts)} texts -> {out}")
 
 
-def _pictures(place: str) -> list[str]:
+def pictures(place: str) -> list[str]:
     """A picture, or all pictures below a folder in order of name, hidden ones left out."""
     import os
 
@@ -74,7 +74,7 @@ def _below(folder):
             yield child
 
 
-def _lines(text: str) -> list[str]:
+def lines(text: str) -> list[str]:
     """A text, or the lines of a .txt file that are not empty."""
     from mmkd_jax import io
     from mmkd_jax.errors import InputError

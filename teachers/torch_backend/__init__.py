@@ -1,0 +1,45 @@
+"""The torch backend: published weights run once, as they are, in the modules of the libraries they were trained with.
+
+It serves two ends: features can be emitted before a teacher's conversion is trusted, and `mmkd teachers verify` can
+compare. So it shares as little as possible with the flax backend: the weights go into the reference modules under the
+file's own names, read by torch where torch reads them, and nothing passes through parameters of ours. What weights do
+not tell (activation, heads, epsilons, pooling, mask) comes from the same spec.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from mmkd_jax import api
+from mmkd_jax.batch import TextBatch
+from teachers.base import Base
+from teachers.torch_backend.families import Towers
+from teachers.torch_backend.files import load
+
+__all__ = ["TorchTeacher", "Towers", "load"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TorchTeacher(Base):
+    """A teacher whose towers torch runs, in float32.
+
+    Attributes:
+      towers: the reference modules with their weights.
+      micro_batch: pictures or texts at a time; a result does not depend on how many there are beside.
+    """
+
+    towers: Towers
+    micro_batch: int = 64
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines, exponentiated."""
+        return self.towers.logit_scale
+
+    def encode_image(self, images: np.ndarray) -> np.ndarray:
+        """Preprocessed pictures float32 `[n, S, S, 3]` to the tower's own output, float32 `[n, embed]`, any length."""
+        return api.in_batches(self.towers.encode_image, np.asarray(images, np.float32), self.micro_batch)
+
+    def encode_text(self, text: TextBatch) -> np.ndarray:
+        """Tokens to the tower's own output, float32 `[n, embed]`; as `encode_image`."""
+        return api.in_batches(self.towers.encode_text, text, self.micro_batch)
