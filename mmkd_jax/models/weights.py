@@ -53,6 +53,11 @@ def find_weights(folder: epath.Path) -> epath.Path:
     raise InputError(f"{folder} holds no weights; expected {WEIGHTS} or another file {', '.join(SUFFIXES)}")
 
 
+def holds_weights(folder: epath.Path) -> bool:
+    """Whether a folder holds a weights file, under whatever name."""
+    return any(child.suffix in SUFFIXES for child in folder.iterdir())
+
+
 def write_tensors(path: epath.Path, tensors: Tensors) -> None:
     """Writes a safetensors file as torch's writers do."""
     contiguous = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}

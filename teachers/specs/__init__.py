@@ -13,6 +13,7 @@ from teachers.specs.facts import Fact, Facts, known, likely
 
 __all__ = ["TEACHERS", "Fact", "Facts", "find", "known", "likely", "markdown", "page", "table"]
 
+# The nine of MMKD-CLIP with their variants, and the student that was published.
 TEACHERS = {
     "BMC-CLIP": "teachers.specs.clip.BMC_CLIP",
     "BiomedCLIP": "teachers.specs.bert.BIOMEDCLIP",
@@ -21,16 +22,19 @@ TEACHERS = {
     "QuiltNet-B-16": "teachers.specs.clip.QUILTNET_B16",
     "QuiltNet-B-16-PMB": "teachers.specs.bert.QUILTNET_B16_PMB",
     "GenMedClip": "teachers.specs.clip.GENMEDCLIP",
+    "GenMedClip-B-16": "teachers.specs.clip.GENMEDCLIP_B16",
     "GenMedClip-B-32": "teachers.specs.clip.GENMEDCLIP_B32",
     "GenMedClip-B-16-PMB": "teachers.specs.bert.GENMEDCLIP_B16_PMB",
     "PLIP": "teachers.specs.clip.PLIP",
     "PubMedCLIP": "teachers.specs.clip.PUBMEDCLIP",
+    "PubMedCLIP-ImageNet": "teachers.specs.clip.PUBMEDCLIP_IMAGENET",
     "PubMedCLIP-HF": "teachers.specs.clip.PUBMEDCLIP_HF",
     "PMC-CLIP": "teachers.specs.cnn.PMC_CLIP",
     "PMC-CLIP-pooler": "teachers.specs.cnn.PMC_CLIP_POOLER",
     "PMC-CLIP-masked": "teachers.specs.cnn.PMC_CLIP_MASKED",
     "MedCLIP-ViT": "teachers.specs.cnn.MEDCLIP_VIT",
     "MedCLIP-ResNet": "teachers.specs.cnn.MEDCLIP_RESNET",
+    "MMKD-CLIP": "teachers.specs.bert.MMKD_CLIP",
 }
 COLUMNS = ("name", "image tower", "text tower", "width", "licence", "not verified", "source")
 

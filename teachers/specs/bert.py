@@ -54,6 +54,24 @@ UNIMED_CLIP = Facts(
     published_as="UniMedCLIP",
 )
 
+MMKD_CLIP = Facts(
+    dataclasses.replace(
+        UNIMED_CLIP.spec,
+        name="MMKD-CLIP",
+        license="unknown",
+        source="https://github.com/wangshansong1/MMKD-CLIP",
+        modalities=ALL,
+    ),
+    weights="MMKD_B16.pth, linked in the repository's README; vocab.txt is BiomedBERT's",
+    facts=(
+        known("UniMed-CLIP's architecture, preprocessing and key names", "its src/open_clip is UniMed-CLIP's"),
+        known("ViT-B-16-quickgelu, BiomedBERT, 256 tokens", "README.md and src/training/run_configs_400m.py"),
+        likely("licence", "the repository has an MIT text that names an unrelated owner"),
+    ),
+    layout="unimed",
+    terms="the published student; licence of the weights not stated, UniMed-CLIP among its teachers is non-commercial",
+)
+
 
 def _like_biomedclip(name: str, modalities: tuple[str, ...], *facts, published_as: str) -> Facts:
     """A model of BiomedCLIP's architecture under another name."""

@@ -6,6 +6,7 @@ from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
 from teachers.specs.facts import ALL, CLIP_BPE, Facts, known, likely
 
 OPEN_CLIP_FOLDER = "open_clip_pytorch_model.bin beside open_clip_config.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WHICH = "features of width 512 in the published samples fit all of its models"
 
 
@@ -68,16 +69,16 @@ def _quilt(name: str, patch: int) -> Facts:
 QUILTNET_B32, QUILTNET_B16 = _quilt("QuiltNet-B-32", 32), _quilt("QuiltNet-B-16", 16)
 
 
-def _genmed(name: str, *facts) -> Facts:
+def _genmed(name: str, *facts, patch: int = 32, source: str = "") -> Facts:
     return Facts(
         ModelSpec(
             name=name,
-            image=vit(32, "gelu"),
+            image=vit(patch, "gelu"),
             text=clip_text("gelu"),
             embed=512,
             tokenizer=CLIP_BPE,
             license="mit",
-            source=f"https://huggingface.co/wisdomik/{name}",
+            source=f"https://huggingface.co/wisdomik/{source or name}",
             modalities=ALL,
         ),
         weights="open_clip_model.safetensors beside open_clip_config.json, which says what is not verified here",
@@ -92,7 +93,9 @@ def _genmed(name: str, *facts) -> Facts:
     )
 
 
-GENMEDCLIP = _genmed("GenMedClip", likely("patch size 32", "conversion refuses weights of another, naming the shapes"))
+_PATCH = "conversion refuses weights of another, naming the shapes; there is a record for 32 and one for 16"
+GENMEDCLIP = _genmed("GenMedClip", likely("patch size 32", _PATCH))
+GENMEDCLIP_B16 = _genmed("GenMedClip-B-16", likely("patch size 16", _PATCH), patch=16, source="GenMedClip")
 GENMEDCLIP_B32 = _genmed("GenMedClip-B-32", likely("ViT-B with patch size 32", "its name"))
 
 PLIP = Facts(
@@ -142,6 +145,19 @@ PUBMEDCLIP = Facts(
         _PUBMED_COPY,
     ),
     published_as="PUBMEDCLIP",
+)
+PUBMEDCLIP_IMAGENET = dataclasses.replace(
+    PUBMEDCLIP,
+    spec=dataclasses.replace(
+        PUBMEDCLIP.spec, name="PubMedCLIP-ImageNet", preprocess=Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    ),
+    facts=(
+        *_PUBMED_FACTS,
+        known("file layout and half precision", "PubMedCLIP/main/train.py"),
+        known("ImageNet's mean and std in training", "PubMedCLIP/main/transform_wrapper.py"),
+        likely("mean and std that MMKD-CLIP used", "these are the training's; the record PubMedCLIP has the users'"),
+        _PUBMED_COPY,
+    ),
 )
 PUBMEDCLIP_HF = Facts(
     dataclasses.replace(
