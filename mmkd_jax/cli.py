@@ -32,6 +32,7 @@ VERBS = (
     "sweep",
     "checkpoint",
     "eval",
+    "compare",
     "encode",
     "export",
     "report",

@@ -1,0 +1,153 @@
+"""Stored per-sample outputs of models on one set, checked to be of the same cases, and any metric of them resampled.
+
+Classification tasks store labels and scores, retrieval stores ranks. The first 1000 resamples are those of the result
+rows of the same seed, so that intervals agree with `results.json`.
+"""
+
+import dataclasses
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mmkd_jax import io
+from mmkd_jax.errors import InputError, near
+from mmkd_jax.evals import bootstrap, metrics, results
+from mmkd_jax.evals.bootstrap import Estimate
+
+CHUNK = 1000  # resamples at a time: their weights take 4 bytes a row each
+_RETRIEVAL = re.compile(r"(i2t|t2i)_R@(\d+)(_strict)?")
+_SAME = ("ids", "labels", "groups", "texts", "caption_of")  # what must be equal for outputs to be comparable
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What one model gave on one set: `arrays` as stored, rows in the order of their ids."""
+
+    model: str
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def classified(self) -> bool:
+        """Whether these are scores of classes (otherwise ranks of a retrieval)."""
+        return {"labels", "scores"} <= set(self.arrays)
+
+    @property
+    def independent(self) -> bool:
+        """Whether no two rows share a group."""
+        return len(np.unique(self.arrays["groups"])) == len(self.arrays["groups"])
+
+
+def datasets(folder, model: str, task: str) -> list[str]:
+    """Names of the sets on which a folder holds outputs of the model, sorted."""
+    place = io.as_path(folder) / "predictions" / results.file_name(model)
+    tail = f".{results.file_name(task)}.npz"
+    found = [path.name.removesuffix(tail) for path in place.iterdir()] if place.exists() else []
+    return sorted(urllib.parse.unquote(name) for name in found if not name.endswith(".npz"))
+
+
+def models(folder) -> list[str]:
+    """Names of the models with outputs in a folder, sorted."""
+    place = io.as_path(folder) / "predictions"
+    return (
+        sorted(urllib.parse.unquote(path.name) for path in place.iterdir() if path.is_dir()) if place.exists() else []
+    )
+
+
+def read(folder, model: str, dataset: str, task: str, label: str) -> Outputs:
+    """The stored outputs; rows of classifications are put in the order of ids.
+
+    Raises:
+      InputError: there are none, the file is damaged, or it is neither a classification nor a retrieval.
+    """
+    stored = results.load_predictions(folder, model, dataset, task)
+    if not {"ids", "groups"} <= set(stored):
+        raise InputError(f"the outputs of {label} on {dataset} ({task}) have no ids and groups; evaluate again")
+    found = Outputs(label, stored)
+    if found.classified:
+        order = np.argsort(stored["ids"], kind="stable")
+        found = Outputs(label, {name: stored[name][order] for name in ("ids", "labels", "groups", "scores")})
+        metrics.check(found.arrays["labels"], found.arrays["scores"])
+    return found
+
+
+def check_same(dataset: str, outputs: Sequence[Outputs]) -> None:
+    """Proves that models were tested on the same cases with the same truth.
+
+    Raises:
+      InputError: they were not; it says in what they differ.
+    """
+    first = outputs[0]
+    for other in outputs[1:]:
+        for name in _SAME:
+            a, b = first.arrays.get(name), other.arrays.get(name)
+            if (a is None) != (b is None) or (a is not None and not np.array_equal(a, b)):
+                counts = f"{len(first.arrays['ids'])} and {len(other.arrays['ids'])} rows"
+                raise InputError(
+                    f"{dataset}: {first.model} and {other.model} differ in {name} ({counts}); they were not tested on "
+                    "the same cases, evaluate both on the same set"
+                )
+        if first.classified and first.arrays["scores"].shape != other.arrays["scores"].shape:
+            raise InputError(f"{dataset}: {first.model} and {other.model} were asked for different numbers of classes")
+
+
+def resample(dataset: str, outputs: Sequence[Outputs], metric: str, resamples: int, seed: int) -> list[Estimate]:
+    """A metric of every model on the same resamples of the same cases.
+
+    Args:
+      dataset: name of the set.
+      outputs: proven by `check_same`.
+      metric: of `metrics.CLASSIFICATION`, or `i2t_R@1`, `t2i_R@10_strict` and so on for retrieval.
+      resamples: how many, at least 1.
+      seed: as of `mmkd eval`.
+    """
+    first = outputs[0]
+    values = [_values(one, metric) for one in outputs]
+    parts: list[list[np.ndarray]] = [[] for _ in outputs]
+    for number, start in enumerate(range(0, resamples, CHUNK)):
+        weights = _weights(dataset, first, metric, min(CHUNK, resamples - start), seed, number)
+        for one, part in zip(values, parts):
+            part.append(one[1](weights))
+    return [Estimate(value, np.concatenate(part)) for (value, _), part in zip(values, parts)]
+
+
+def _values(outputs: Outputs, metric: str):
+    """The metric's value, and a function from weights to its replicates."""
+    if not outputs.classified:
+        hits = _hits(outputs, metric)
+        return float(hits.mean()), lambda weights: bootstrap.mean(hits, weights)
+    if metric not in metrics.CLASSIFICATION:
+        raise InputError(f"a classification has no metric {metric!r}; {near(metric, metrics.CLASSIFICATION)}")
+    labels, scores = outputs.arrays["labels"], outputs.arrays["scores"]
+    predicted = scores.argmax(axis=1)
+    if metric == "accuracy":
+        return metrics.accuracy(labels, predicted), lambda weights: bootstrap.mean(labels == predicted, weights)
+    if metric == "macro_auc":
+        return metrics.macro_auc(labels, scores), lambda weights: bootstrap.macro_auc(labels, scores, weights)
+    resampled = getattr(bootstrap, metric)
+    return getattr(metrics, metric)(labels, predicted), lambda weights: resampled(labels, predicted, weights)
+
+
+def _hits(outputs: Outputs, metric: str) -> np.ndarray:
+    found = _RETRIEVAL.fullmatch(metric)
+    if not found:
+        raise InputError(f"a retrieval is compared by i2t_R@1, t2i_R@10_strict or the like, not by {metric!r}")
+    return outputs.arrays[_reading(metric) + "_rank"] <= int(found[2])
+
+
+def _reading(metric: str) -> str:
+    return metric.partition("_")[0] + ("_strict" if metric.endswith("_strict") else "")
+
+
+def _weights(dataset: str, outputs: Outputs, metric: str, resamples: int, seed: int, number: int) -> np.ndarray:
+    arrays = outputs.arrays
+    if outputs.classified:
+        drawn = bootstrap.seed_of(seed, dataset, *arrays["ids"].tolist()) + number
+        return bootstrap.plan(arrays["labels"], arrays["groups"], resamples, drawn).weights
+    reading = _reading(metric)
+    groups = arrays["groups"]
+    if reading == "t2i":  # its queries are the different captions
+        groups = groups[np.unique(arrays["caption_of"], return_index=True)[1]]
+    drawn = bootstrap.seed_of(seed, dataset, reading) + number
+    return bootstrap.draw(len(groups), resamples, drawn, units=groups)
