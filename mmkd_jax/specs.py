@@ -97,10 +97,15 @@ class Preprocess:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSpec:
-    """`wordpiece` (BERT) or `bpe` (CLIP); `lowercase` as the vocabulary was made."""
+    """`wordpiece` (BERT) or `bpe` (CLIP); `lowercase` as the vocabulary was made.
+
+    `repair` says whether ftfy mends the text and HTML entities are resolved first, as OpenAI and open_clip do;
+    transformers' tokenizers do not, which matters for curled quotes, ligatures and entities.
+    """
 
     kind: str = "wordpiece"
     lowercase: bool = True
+    repair: bool = True
 
     def __post_init__(self):
         require(self.kind in ("wordpiece", "bpe"), f"tokenizer kind {self.kind!r} is not one of wordpiece, bpe")

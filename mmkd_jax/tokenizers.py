@@ -1,14 +1,15 @@
 """Captions to token ids: WordPiece (BERT) and byte-level BPE (CLIP), padded to a fixed context.
 
-The pipelines are fixed by `TokenizerSpec`, a file only brings the vocabulary. They reproduce open_clip's
-(mlfoundations/open_clip `tokenizer.py`): text is repaired with ftfy, HTML entities are resolved and white space is
-collapsed; BPE then lowercases and splits as openai/CLIP's `simple_tokenizer.py`, WordPiece does what BERT does
-(arXiv 1810.04805). Text that spells a special token of BPE is ordinary text.
+The pipelines are fixed by `TokenizerSpec`, a file only brings the vocabulary. They reproduce transformers' tokenizers,
+and with `repair` open_clip's (mlfoundations/open_clip `tokenizer.py`), where text is repaired with ftfy, HTML entities
+are resolved and white space is collapsed. BPE lowercases and splits as openai/CLIP's `simple_tokenizer.py`, WordPiece
+does what BERT does (arXiv 1810.04805). Text that spells a special token of BPE is ordinary text.
 """
 
 import gzip
 import html
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 import ftfy
@@ -66,7 +67,13 @@ class Tokenizer:
 
 
 def clean(text: str, spec: TokenizerSpec) -> str:
-    """Repaired text with single spaces, lowercased for BPE (WordPiece's normaliser lowercases by itself)."""
+    """Repaired text with single spaces, lowercased for BPE (WordPiece's normaliser lowercases by itself).
+
+    Without `spec.repair` only what transformers does: accents become parts of letters for BPE, and the tokenizer's own
+    normaliser lowercases.
+    """
+    if not spec.repair:
+        return unicodedata.normalize("NFC", text) if spec.kind == "bpe" else text
     if not (text.isascii() and text.isprintable() and "&" not in text):  # ftfy leaves all other text as it is
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     text = " ".join(text.split())
@@ -204,7 +211,8 @@ def _pipeline(spec: TokenizerSpec, engine: Engine) -> Engine:
         engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     else:
         engine.normalizer = normalizers.Sequence([normalizers.Lowercase()] if spec.lowercase else [])
-        split = pre_tokenizers.Split(Regex(BPE_SPLIT), behavior="removed", invert=True)
+        pattern = BPE_SPLIT if spec.repair else BPE_SPLIT.replace("(?i:", "(?:")
+        split = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         engine.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     return engine

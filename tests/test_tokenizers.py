@@ -1,5 +1,6 @@
 """Token ids equal the reference tokenizers', small vocabularies are learned alike every time, bad files are refused."""
 
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -116,6 +117,29 @@ def test_wordpiece_ids_equal_open_clips_wrapper(open_clip_tokenizer, learned, vo
     (vocab_txt / "config.json").write_text('{"model_type": "bert"}')
     reference = open_clip_tokenizer.HFTokenizer(str(vocab_txt), context_length=24)
     np.testing.assert_array_equal(learned["wordpiece"](CAPTIONS + ODD).ids, reference(CAPTIONS + ODD).numpy())
+
+
+def test_unrepaired_ids_equal_transformers_on_the_texts_as_they_are(open_clip_tokenizer, learned, vocab_txt):
+    """And repairing them would not: curled quotes, ligatures and entities become other tokens."""
+    from transformers import BertTokenizer, CLIPTokenizer
+
+    files = tokenizers.load(BPE, open_clip_tokenizer.default_bpe(), context=77).files()
+    model = json.loads(files["tokenizer.json"])["model"]
+    clip = CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    bert = BertTokenizer.from_pretrained(vocab_txt)
+    texts = CAPTIONS + [text for text in ODD if "<|" not in text]
+    cases = [(BPE, files, 77, clip, 49407), (WORDPIECE, learned["wordpiece"].files(), 24, bert, None)]
+    for spec, vocabulary, context, reference, end in cases:
+        plain = dataclasses.replace(spec, repair=False)
+        ours = tokenizers.from_files(plain, vocabulary, context=context)(texts)
+        wanted = reference(texts, padding="max_length", truncation=True, max_length=context)
+        ids = np.where(ours.mask > 0, ours.ids, end or 0)  # CLIP's pads with its end token, and masks that
+        np.testing.assert_array_equal(ids, wanted["input_ids"])
+        np.testing.assert_array_equal(ours.mask, wanted["attention_mask"])
+        repaired = tokenizers.from_files(spec, vocabulary, context=context)(texts)
+        differ = {text for text, a, b in zip(texts, ours.ids, repaired.ids, strict=True) if (a != b).any()}
+        assert {"&lt;b&gt; &amp;amp; caf&eacute;", "schÃ¶n â€œquotesâ€\x9d"} <= differ
+        assert not differ & set(CAPTIONS)
 
 
 def test_a_wrong_case_is_told_apart(learned, vocab_txt):

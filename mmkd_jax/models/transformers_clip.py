@@ -110,7 +110,7 @@ def to_spec(name: str, config: Mapping[str, Any], preprocessor: Mapping[str, Any
         text=text,
         embed=config.get("projection_dim", 512),
         preprocess=_read_preprocessor(preprocessor or {}, image.image_size),
-        tokenizer=TokenizerSpec("bpe"),
+        tokenizer=TokenizerSpec("bpe", repair=False),
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
-from teachers.specs.facts import ALL, CLIP_BPE, Facts, known, likely
+from teachers.specs.facts import ALL, CLIP_BPE, PLAIN_BPE, Facts, known, likely
 
 OPEN_CLIP_FOLDER = "open_clip_pytorch_model.bin beside open_clip_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -105,7 +105,7 @@ PLIP = Facts(
         text=clip_text("quick_gelu"),
         embed=512,
         preprocess=Preprocess(rgb_first=True),
-        tokenizer=CLIP_BPE,
+        tokenizer=PLAIN_BPE,
         source="https://huggingface.co/vinid/plip",
         modalities=("pathology",),
     ),
@@ -154,7 +154,7 @@ PUBMEDCLIP_IMAGENET = dataclasses.replace(
     facts=(
         *_PUBMED_FACTS,
         known("file layout and half precision", "PubMedCLIP/main/train.py"),
-        known("ImageNet's mean and std in training", "PubMedCLIP/main/transform_wrapper.py"),
+        known("ImageNet's mean and std in training", "PubMedCLIP/lib/data_transform/transform_wrapper.py"),
         likely("mean and std that MMKD-CLIP used", "these are the training's; the record PubMedCLIP has the users'"),
         _PUBMED_COPY,
     ),
@@ -164,6 +164,7 @@ PUBMEDCLIP_HF = Facts(
         PUBMEDCLIP.spec,
         name="PubMedCLIP-HF",
         preprocess=Preprocess(rgb_first=True),
+        tokenizer=PLAIN_BPE,
         source="https://huggingface.co/flaviagiammarino/pubmed-clip-vit-base-patch32",
     ),
     weights="the folder of Hugging Face's CLIPModel: pytorch_model.bin or model.safetensors beside config.json",

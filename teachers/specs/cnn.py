@@ -3,7 +3,7 @@
 import dataclasses
 
 from mmkd_jax.specs import ModelSpec, Preprocess, ResNetTower, SwinTower, TextTower
-from teachers.specs.facts import ALL, WORDPIECE, Facts, known, likely
+from teachers.specs.facts import ALL, PLAIN_WORDPIECE, Facts, known, likely
 
 TRAINING = "src/pmc_clip of github.com/WeixiongLin/PMC-CLIP"
 
@@ -13,7 +13,7 @@ PMC_CLIP = Facts(
         image=ResNetTower("modified_resnet", 64, (3, 4, 6, 3), 32, 224),
         text=TextTower(context=77, projection="linear", pooling="token", padding="attended"),
         embed=768,
-        tokenizer=WORDPIECE,
+        tokenizer=PLAIN_WORDPIECE,
         license="mit",
         source="https://github.com/WeixiongLin/PMC-CLIP",
         modalities=ALL,
@@ -22,6 +22,7 @@ PMC_CLIP = Facts(
     facts=(
         known("ModifiedResNet [3, 4, 6, 3] of width 64, attention pool to 768, 224 px", TRAINING),
         known("PubMedBERT, context 77, a bare text projection, OpenAI's mean and std", TRAINING),
+        known("transformers' tokenizer on the text as it is", f"{TRAINING}: model/pmc_clip.py"),
         known(
             "32 heads in the attention pool, class token, padding attended to", f"{TRAINING}: what it was trained with"
         ),
@@ -41,7 +42,7 @@ def _recipe(name: str, heads: int, pooling: str, padding: str, source: str) -> F
         image=dataclasses.replace(PMC_CLIP.spec.image, heads=heads),
         text=dataclasses.replace(PMC_CLIP.spec.text, pooling=pooling, padding=padding),
     )
-    facts = (*PMC_CLIP.facts[:2], likely(f"{heads} heads, pooling {pooling!r}, padding {padding!r}", source))
+    facts = (*PMC_CLIP.facts[:3], likely(f"{heads} heads, pooling {pooling!r}, padding {padding!r}", source))
     return dataclasses.replace(PMC_CLIP, spec=spec, facts=(*facts, PMC_CLIP.facts[-1]))
 
 
@@ -61,7 +62,7 @@ _MEDCLIP_TEXT = (
         "the published code counts it, so that a caption's vector depends on its "
         "batch; this is what that code gives for one caption at a time",
     ),
-    likely("context of 77 tokens", "what that code takes where it truncates"),
+    known("77 tokens, transformers' tokenizer on the text as it is", f"{MEDCLIP_CODE}: medclip/dataset.py"),
     likely("that MedCLIP is one of the nine, and which of its two models", "no sample of it is published"),
     likely("licence", "none was found"),
 )
@@ -72,7 +73,7 @@ MEDCLIP_VIT = Facts(
         text=TextTower(vocab_size=28996, context=77, projection="linear", pooling="layers"),
         embed=512,
         preprocess=MEDCLIP_PREPROCESS,
-        tokenizer=WORDPIECE,
+        tokenizer=PLAIN_WORDPIECE,
         source="https://github.com/RyanWangZf/MedCLIP",
         modalities=("xray",),
     ),

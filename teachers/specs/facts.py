@@ -4,7 +4,8 @@ import dataclasses
 
 from mmkd_jax.specs import ModelSpec, TokenizerSpec
 
-CLIP_BPE, WORDPIECE = TokenizerSpec("bpe"), TokenizerSpec("wordpiece")
+CLIP_BPE, WORDPIECE = TokenizerSpec("bpe"), TokenizerSpec("wordpiece")  # as OpenAI and open_clip feed them
+PLAIN_BPE, PLAIN_WORDPIECE = TokenizerSpec("bpe", repair=False), TokenizerSpec("wordpiece", repair=False)
 ALL = ("ct", "mri", "xray", "ultrasound", "pathology", "fundus", "dermatology", "endoscopy", "microscopy")
 
 
