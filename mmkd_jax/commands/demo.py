@@ -27,6 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs what is not there yet."""
+    import jax
+
     from mmkd_jax import config as configs
     from mmkd_jax import io
     from mmkd_jax.demo import story
@@ -44,5 +46,7 @@ def run(args: argparse.Namespace) -> None:
     config = configs.load(str(CONFIGS / "demo.py") + (f":{kind}" if kind else ""))
     data = tuple(str(io.as_path(place)) for place in args.data)
     demo = Demo(config, io.make_workdir(args.workdir), data, args.captions, args.seeds or 1)
+    if args.fast:  # some dozen steps do not pay for good machine code
+        jax.config.update("jax_disable_most_optimizations", True)
     report = story.tell(demo)
     print(f"report: {report}")
