@@ -76,6 +76,56 @@ def test_a_bare_timm_vit(tmp_path):
         towers.read(tmp_path / "vit.bin", spec, "image")
 
 
+def test_a_resnet_of_openai_and_of_medclip(tmp_path):
+    import test_resnet
+
+    for kind in ("modified_resnet", "resnet"):
+        tower = test_resnet.small(kind)
+        spec, prefix = test_resnet.spec_of(tower), test_resnet.HEADS[kind]
+        tensors = {prefix + key: value for key, value in test_resnet.reference(tower).state_dict().items()}
+        torch.save({**tensors, "logit_scale": torch.ones(())}, tmp_path / f"{kind}.pt")
+        expected = test_resnet.published(spec, test_resnet.reference(tower))
+        expected = state_dict.to_params(spec, expected)["image"]
+        assert_tower(towers.read(tmp_path / f"{kind}.pt", spec, "image"), expected)
+        deeper = dataclasses.replace(tower, stages=(2, 1, 2, 1))
+        with pytest.raises(InputError, match=r"layer3\.2\.\S+ is left over"):
+            towers.read(tmp_path / f"{kind}.pt", dataclasses.replace(spec, image=deeper), "image")
+    spec = test_resnet.spec_of(test_resnet.small("modified_resnet"))
+    whole = tmp_path / "modified_resnet.pt"
+    bare = {key.removeprefix("visual."): value for key, value in torch.load(whole).items() if key != "logit_scale"}
+    torch.save(bare, tmp_path / "bare.pt")
+    assert_tower(towers.read(tmp_path / "bare.pt", spec, "image"), towers.read(whole, spec, "image"))
+
+
+@pytest.mark.parametrize("prefix", ["vision_model.model.", "swin.", ""])
+def test_a_swin_of_medclip_and_of_transformers(tmp_path, prefix):
+    import test_swin
+
+    spec = test_swin.spec_of(test_swin.SMALL)
+    model = test_swin.MedClipVision(test_swin.SMALL)
+    expected = state_dict.to_params(spec, test_swin.published(spec, model))["image"]
+    tensors = {prefix + key.removeprefix("model."): value for key, value in model.state_dict().items()}
+    head = tensors.pop(f"{prefix}projection_head.weight")
+    tensors |= {"classifier.weight": torch.ones(3, 48)}
+    without = "projection" if prefix != "vision_model.model." else ""
+    if not without:
+        tensors["vision_model.projection_head.weight"] = head
+    torch.save(tensors, tmp_path / "swin.pt")
+    assert_tower(towers.read(tmp_path / "swin.pt", spec, "image", fresh=NO_PROJECTION), expected, without)
+    if without:
+        with pytest.raises(InputError, match=r"vision_model\.projection_head\.weight is missing"):
+            towers.read(tmp_path / "swin.pt", spec, "image")
+
+
+def test_a_tower_without_starting_weights_is_one_line(tmp_path, monkeypatch):
+    spec = reference.clip_spec()
+    torch.save(reference.open_clip_clip(spec).state_dict(), tmp_path / "clip.pt")
+    monkeypatch.delitem(towers.PREFIXES, "openai")
+    with pytest.raises(InputError, match=r"openai image towers have no starting weights .*--config\.init") as caught:
+        towers.read(tmp_path / "clip.pt", spec, "image")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("form", ["bare", "masked", "old"])
 def test_a_bert_with_and_without_its_heads(tmp_path, form):
     from transformers import BertForMaskedLM
