@@ -115,10 +115,10 @@ def variants(name: str, weights: str | os.PathLike) -> Iterator[tuple[str, "teac
       InputError: they are of none of them.
     """
     key = specs.find(name).published_as
-    others = [other for other in specs.TEACHERS if other != name and specs.find(other).published_as == key]
+    alike = [other for other in specs.TEACHERS if other != name and specs.find(other).published_as == key]
     bare = _is_bare(io.as_path(weights))
     first, refusal, seen = None, None, []
-    for record in (name, *others):
+    for record in (name, name, *alike):  # the second time as the record says, where the weights say otherwise
         spec = specs.find(record).spec
         try:
             if first is not None and _fits(spec, first.params):
