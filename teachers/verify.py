@@ -70,11 +70,12 @@ def verify(
     Raises:
       InputError: torch or a reference library is missing, or the weights are not the model's.
     """
+    theirs = teachers.load(name, weights, backend="torch", micro_batch=MICRO_BATCH)
+    ours = teachers.load(name, weights, micro_batch=MICRO_BATCH)
     if not images or not texts:
         pictures, captions = samples()
         images, texts = images or pictures, texts or captions
-    theirs = teachers.load(name, weights, backend="torch", micro_batch=MICRO_BATCH)
-    return compare(teachers.load(name, weights, micro_batch=MICRO_BATCH), theirs, images, texts)
+    return compare(ours, theirs, images, texts)
 
 
 def compare(ours: Base, theirs: Base, images: Sequence[Image.Image], texts: Sequence[str]) -> Comparison:

@@ -327,7 +327,7 @@ def test_pieces_do_not_change_the_bytes_of_a_real_teacher(real, pairs, tmp_path,
 def command(pairs, tmp_path, monkeypatch):
     """`mmkd emit` with fake teachers for any weights that are called `there`."""
 
-    def load(name, weights):
+    def load(name, weights, backend):
         if weights != "there":
             raise InputError(f"teacher {name}: {weights} does not exist")
         return fakes()[name]

@@ -7,11 +7,12 @@ not tell (activation, heads, epsilons, pooling, mask) comes from the same spec.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from mmkd_jax import api
 from mmkd_jax.batch import TextBatch
+from mmkd_jax.errors import InputError
 from teachers.base import Base
 from teachers.torch_backend.families import Towers
 from teachers.torch_backend.files import load
@@ -38,8 +39,20 @@ class TorchTeacher(Base):
 
     def encode_image(self, images: np.ndarray) -> np.ndarray:
         """Preprocessed pictures float32 `[n, S, S, 3]` to the tower's own output, float32 `[n, embed]`, any length."""
-        return api.in_batches(self.towers.encode_image, np.asarray(images, np.float32), self.micro_batch)
+        return self._in_batches(self.towers.encode_image, np.asarray(images, np.float32))
 
     def encode_text(self, text: TextBatch) -> np.ndarray:
         """Tokens to the tower's own output, float32 `[n, embed]`; as `encode_image`."""
-        return api.in_batches(self.towers.encode_text, text, self.micro_batch)
+        return self._in_batches(self.towers.encode_text, np.asarray(text.ids), np.asarray(text.mask))
+
+    def _in_batches(self, encode: Callable[..., np.ndarray], *inputs: np.ndarray) -> np.ndarray:
+        """`encode` at the fixed micro-batch, the last one filled up with its own first row."""
+        count, size = len(inputs[0]), self.micro_batch
+        if count == 0:
+            raise InputError("nothing to encode: give at least one picture or text")
+        parts = []
+        for start in range(0, count, size):
+            real = min(size, count - start)
+            rows = start + np.arange(size) * (np.arange(size) < real)
+            parts.append(encode(*(part[rows] for part in inputs))[:real])
+        return np.concatenate(parts)

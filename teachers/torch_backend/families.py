@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from mmkd_jax.batch import TextBatch
 from mmkd_jax.models import open_clip, transformers_clip
 from mmkd_jax.specs import ModelSpec
 from teachers.torch_backend import berts, cnns
@@ -50,11 +49,10 @@ class Towers:
         with _exact():
             return self.image(self._tensor(images.transpose(0, 3, 1, 2))).cpu().numpy()
 
-    def encode_text(self, text: TextBatch) -> np.ndarray:
-        """Tokens to float32 `[n, embed]`."""
-        ids, mask = (self._tensor(part.astype(np.int64)) for part in (text.ids, text.mask))
+    def encode_text(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Token ids and mask int32 `[n, length]` to float32 `[n, embed]`."""
         with _exact():
-            return self.text(ids, mask).cpu().numpy()
+            return self.text(self._tensor(ids.astype(np.int64)), self._tensor(mask.astype(np.int64))).cpu().numpy()
 
     def _tensor(self, array: np.ndarray) -> Any:
         return need("torch").from_numpy(np.ascontiguousarray(array)).to(self.model.logit_scale.device)
