@@ -103,7 +103,9 @@ def released() -> ConfigDict:
 def run(config: ConfigDict) -> None:
     """How a run goes: spikes, placement on devices, logs and checkpoints."""
     # A step whose loss or gradient norm is so many times the running mean (0: any) is a spike, once `after` steps have
-    # been made; with the action "skip" it and any that is not finite change nothing, `limit` in a row end the run.
+    # been made. Actions: with "skip" it and any that is not finite change nothing, more than `limit` in a row end the
+    # run; with "rollback" the run goes on from its last regular checkpoint without the batches up to the spike, at most
+    # `limit` times in all.
     config.spikes = ConfigDict({"action": "", "loss": 2.0, "grad_norm": 10.0, "after": 100, "limit": 10})
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})  # -1: what the others leave

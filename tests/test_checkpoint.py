@@ -150,6 +150,36 @@ def test_on_disk_is_what_should_stay(tmp_path):
     assert commits.committed(io.as_path(tmp_path / "checkpoints")) == [13, 30]
 
 
+def test_a_scalar_that_is_no_number_is_left_out(tmp_path):
+    """Of a step that was skipped; it is no reason to refuse the save, and never the best."""
+    saver = checkpoint.Checkpoints(tmp_path, every=10, keep=1, best="min:loss")
+    for step, loss in {10: 2.0, 20: float("nan"), 30: 3.0}.items():
+        save(saver, step, {"loss": loss, "grad_norm": 1.0})
+        saver._settle()
+        scalars = (tmp_path / "checkpoints" / str(step) / "metrics" / "metrics").read_text()
+        assert io.json.loads(scalars) == {"grad_norm": 1.0, **({} if step == 20 else {"loss": loss})}
+    saver.close()
+    assert checkpoint.Checkpoints(tmp_path).steps() == [10, 30]
+
+
+def test_going_back_deletes_what_is_newer_than_the_regular_one(tmp_path, full_disk):
+    saver = checkpoint.Checkpoints(tmp_path, every=10, keep=3)
+    for step in (10, 17, 20):
+        save(saver, step)
+    saver._settle()
+    full_disk()
+    save(saver, 25, values=big(25))
+    assert saver.back(20) == 10
+    full_disk(False)
+    save(saver, 13)  # smaller than what was there before
+    saver.close()
+    assert checkpoint.Checkpoints(tmp_path).steps() == [10, 13]
+    again = checkpoint.Checkpoints(tmp_path, every=10)
+    assert again.back(10) == 0
+    assert again.steps() == []
+    again.close()
+
+
 def test_by_time_one_is_due_when_the_minutes_have_passed(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
@@ -249,6 +279,20 @@ def full_disk(monkeypatch):
 
     yield fill
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_storage_librarys_pages_are_told_where_they_are_asked_for():
+    absl = logging.getLogger("absl")
+    told = lambda place: absl.filter(absl.makeRecord("absl", logging.ERROR, place, 1, "a page", (), None))  # noqa: E731
+    before = absl.level
+    try:
+        absl.setLevel(logging.ERROR)
+        assert not told("/lib/orbax/checkpoint/manager.py")
+        assert told("/lib/grain/reader.py")
+        absl.setLevel(logging.INFO)  # --verbose
+        assert told("/lib/orbax/checkpoint/manager.py")
+    finally:
+        absl.setLevel(before)
 
 
 def big(step):

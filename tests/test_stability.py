@@ -1,15 +1,23 @@
 """Numbers that are not finite are named with step and parameter; spikes are left out where that is asked for."""
 
+import contextlib
+import json
+import shutil
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import train_fixtures as tiny
+from test_train import assert_same
 
+from mmkd_jax import io
+from mmkd_jax.data.batches import Batches
 from mmkd_jax.errors import InputError
 from mmkd_jax.tasks.clip import ClipTask
-from mmkd_jax.train import loop, stability
+from mmkd_jax.train import checkpoint, loop, metrics, rollback, stability
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PARAMS = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
@@ -87,8 +95,12 @@ def test_where_numbers_stopped_being_finite():
     assert stability.where(jax.device_get(stability.not_finite(PARAMS, PARAMS)), paths) == ""
 
 
+POISON = 99  # a modality that no pair has
+
+
 class Disturbed(ClipTask):
-    """Stage 1 with text gradients that are no numbers in the third step, or with a loss a hundred times too large."""
+    """Stage 1 with text gradients that are no numbers in the third step, with a loss a hundred times too large in it,
+    or with such a loss on poisoned batches."""
 
     how = "nan"
 
@@ -98,6 +110,8 @@ class Disturbed(ClipTask):
             loss += jnp.where(step == 2, jnp.nan, 0.0) * features.text.sum()
         if self.how == "loud":
             loss *= jnp.where(step == 2, 100.0, 1.0)
+        if self.how == "poisoned":
+            loss *= jnp.where((batch["modality"] == POISON).any(), 100.0, 1.0)
         if self.how == "lost":
             loss *= jnp.where(step >= 2, jnp.nan, 1.0)
         return loss, reports, extra
@@ -132,5 +146,195 @@ def test_a_spike_is_skipped_and_said_and_too_many_end_the_run(tmp_path, monkeypa
     with pytest.raises(InputError, match="2 steps in a row were skipped, up to step 4; lower"):
         loop.run(config(*skip, "--config.spikes.limit=1"), tmp_path / "lost")
     assert "step 3 skipped: loss nan" in capfd.readouterr().err
+    lines = (tmp_path / "lost" / "metrics.jsonl").read_text()
+    assert "NaN" not in lines
+    assert ["loss" in json.loads(line) for line in lines.splitlines()] == [True, True, False]
     with pytest.raises(InputError, match=r"config.spikes.action 'skp': did you mean 'skip'"):
         loop.run(config("--config.spikes.action=skp"), tmp_path / "wrong")
+
+
+# Going back. The run saves at 2, 4, 6 and 8; the batches that its updates would take are counted from 0.
+
+STEPS = 10
+BACK = (
+    "--config.spikes.action=rollback",
+    "--config.spikes.after=1",
+    f"--config.steps={STEPS}",
+    "--config.save_every=2",
+    "--config.keep=9",
+)
+
+
+def poisoning(real, bad=(), left_out=()):
+    """`Batches.batch` over the batches that are not `left_out`; those that are `bad` raise the loss a hundredfold."""
+    kept = [number for number in range(4 * STEPS) if number not in left_out]
+
+    def batch(this, number):
+        made = dict(real(this, kept[number]))
+        if kept[number] in bad:
+            made["modality"] = np.full_like(made["modality"], POISON)
+        return made
+
+    return batch
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """A function: from now on, batches of these numbers are poisoned, and others are no part of the set's."""
+    real = Batches.batch
+    monkeypatch.setattr(Disturbed, "how", "poisoned")
+    return lambda *bad, left_out=(): monkeypatch.setattr(Batches, "batch", poisoning(real, bad, left_out))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_made_once(quick_compilation):
+    """A restart in the same process takes the step that the first start traced, if the task is the same."""
+    made, real = {}, loop.constraints.under
+
+    def under(mesh, function):
+        return made.setdefault((Disturbed.how, function.__name__), real(mesh, function))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.constraints, "under", under)
+        yield made
+
+
+def steps_saved(run):
+    return sorted(int(path.parent.name) for path in run.glob("checkpoints/*/commit_success.txt"))
+
+
+def record(run):
+    return [(one["step"], one["to"], one["left_out"]) for one in rollback.read(io.as_path(run))]
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_a_spike_takes_the_run_back_and_leaves_its_batches_out(tmp_path, poisoned, caplog, log_every):
+    """Batch 6 spikes in step 7 (back to 6), batch 10 in step 10, which takes it then (back to 8)."""
+    often = f"--config.log_every={log_every}"
+    poisoned(6, 10)
+    loop.run(config(*BACK, often), tmp_path / "run")
+    assert record(tmp_path / "run") == [(7, 6, 1), (10, 8, 2)]
+    events = rollback.read(io.as_path(tmp_path / "run"))
+    assert all(event["loss"] > 100 and event["grad_norm"] > 0 for event in events)
+    said = [entry.getMessage() for entry in caplog.records if entry.name == rollback.__name__]
+    assert [line.split(" (")[0] for line in said] == ["step 7 is a spike", "step 10 is a spike"]
+    assert said[1].endswith("back to step 8, without its 2 batches")
+    poisoned(left_out=(6, 9, 10))
+    loop.run(config(*BACK, often), tmp_path / "told")
+    assert not (tmp_path / "told" / rollback.FILE).exists()
+    assert_same(tmp_path / "run", tmp_path / "told")
+    poisoned(left_out=(6, 10))
+    loop.run(config(*BACK, often), tmp_path / "other")  # one batch more is another run
+    with pytest.raises(AssertionError):
+        assert_same(tmp_path / "run", tmp_path / "other")
+
+
+def test_what_was_saved_since_is_no_part_of_the_run_any_more(tmp_path, poisoned):
+    """A checkpoint at preemption lies between the regular one and the spike: batches 4, 5 and 6 are left out."""
+    every = (*BACK, "--config.save_every=4")
+    poisoned(6)
+    real = loop.sharding.global_batch
+    with pytest.MonkeyPatch.context() as patch:
+        calls = []
+        patch.setattr(
+            loop.sharding,
+            "global_batch",
+            lambda *args: calls.append(len(calls) == 4 and signal.raise_signal(signal.SIGTERM)) or real(*args),
+        )
+        with pytest.raises(SystemExit):
+            loop.run(config(*every), tmp_path / "run")
+    assert steps_saved(tmp_path / "run") == [4, 5]
+    loop.run(config(*every), tmp_path / "run")
+    assert record(tmp_path / "run") == [(7, 4, 3)]
+    assert steps_saved(tmp_path / "run") == [4, 8, 10]
+    poisoned(left_out=(4, 5, 6))
+    loop.run(config(*every), tmp_path / "told")
+    assert_same(tmp_path / "run", tmp_path / "told")
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def gone_back(tmp_path_factory, programs_are_made_once):
+    """A run that nothing else disturbed: batch 3 spikes in step 4."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Disturbed, "how", "poisoned")
+        patch.setattr(Batches, "batch", poisoning(Batches.batch, (3,)))
+        whole = loop.run(config(*BACK), tmp_path_factory.mktemp("back") / "run")
+    assert record(whole) == [(4, 2, 2)]
+    return whole
+
+
+@pytest.mark.parametrize("where", ["delete", "record", "restore", "later"])
+def test_killed_while_it_goes_back_a_run_ends_the_same(gone_back, tmp_path, poisoned, monkeypatch, where):
+    poisoned(3)
+
+    def die(*args, **options):
+        raise Killed
+
+    def dies_then(real, calls):
+        return lambda *args, **options: die() if len(calls) else calls.append(1) or real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        if where == "delete":
+            patch.setattr(checkpoint.Checkpoints, "_delete", lambda this, steps: die())
+        if where == "record":
+            patch.setattr(rollback.io, "write_json", real_json(rollback.io.write_json, die))
+        if where == "restore":
+            patch.setattr(checkpoint.Checkpoints, "restore", die)
+        if where == "later":
+            patch.setattr(metrics.MetricsLog, "__init__", dies_then(metrics.MetricsLog.__init__, []))
+        with pytest.raises(Killed):
+            loop.run(config(*BACK), tmp_path / "run")
+    assert record(tmp_path / "run") == ([(4, 2, 2)] if where in ("restore", "later") else [])
+    loop.run(config(*BACK), tmp_path / "run")
+    assert record(tmp_path / "run") == [(4, 2, 2)]
+    assert_same(tmp_path / "run", gone_back)
+
+
+def real_json(real, die):
+    return lambda path, value: die() if path.name == rollback.FILE else real(path, value)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_started_again_later_it_knows_what_was_left_out(gone_back, tmp_path, poisoned, lost):
+    """With the negative control: a run that lost its record."""
+    poisoned(3)
+    shutil.copytree(gone_back, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
+    if lost:
+        (tmp_path / "run" / rollback.FILE).unlink()
+    loop.run(config(*BACK), tmp_path / "run")
+    with pytest.raises(AssertionError) if lost else contextlib.nullcontext():
+        assert_same(tmp_path / "run", gone_back)
+
+
+def test_too_many_spikes_end_the_run_and_before_the_first_checkpoint_it_starts_anew(tmp_path, poisoned):
+    poisoned(1)
+    loop.run(config(*BACK), tmp_path / "early")
+    assert record(tmp_path / "early") == [(2, 0, 2)]
+    poisoned(left_out=(0, 1))
+    loop.run(config(*BACK), tmp_path / "told")
+    assert_same(tmp_path / "early", tmp_path / "told")
+    poisoned(*range(5, 40))
+    with pytest.raises(InputError, match=r"step 5 is a spike \(loss \d.*\) after 2 roll-backs; lower") as caught:
+        loop.run(config(*BACK, "--config.spikes.limit=2"), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert record(tmp_path / "run") == [(6, 4, 2), (5, 4, 1)]
+    assert steps_saved(tmp_path / "run") == [2, 4]
+
+
+def test_left_out_batches_are_counted_from_any_start():
+    class Numbers:
+        def iterate(self, start, stop, threads):
+            assert start < stop
+            return ((number, {"number": number}) for number in range(start, stop))
+
+    past = [{"to": 4, "left_out": 3}, {"to": 4, "left_out": 1}, {"to": 6, "left_out": 10}]
+    expected = [*range(4), 8, 9, *range(20, 24)]  # of the steps 0 to 9
+    for start in range(10):
+        found = list(rollback.iterate(Numbers(), past, start, 10, 0))
+        assert [step for step, _ in found] == list(range(start, 10))
+        assert [batch["number"] for _, batch in found] == expected[start:]

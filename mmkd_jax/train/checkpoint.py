@@ -7,6 +7,7 @@ files, data identity, checksums), so that it can be loaded, evaluated and export
 
 import base64
 import logging
+import math
 import os
 import re
 import time
@@ -28,8 +29,12 @@ from mmkd_jax.train.retention import Retention
 SCHEMA = 2
 PAUSES = (1.0, 5.0, 15.0)  # seconds before a failed save is tried again, each time
 logger = logging.getLogger(__name__)
-# Orbax writes a page for each error, through absl, before it raises it; what is raised is told here in one line.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname or record.levelno < logging.ERROR)
+_absl = logging.getLogger("absl")
+# Orbax writes a page for each error, through absl, before it raises it; what is raised is told here in one line. Where
+# absl's log lines are asked for (--verbose), the pages are too.
+_absl.addFilter(
+    lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname or _absl.isEnabledFor(logging.INFO)
+)
 
 
 class Checkpoints:
@@ -103,7 +108,8 @@ class Checkpoints:
             return
         self._retention.check(scalars or {})
         self._prune()
-        self._pending = step, state, {**meta, "checksums": checksums(state)}, dict(scalars or {})
+        finite = {name: value for name, value in (scalars or {}).items() if math.isfinite(value)}
+        self._pending = step, state, {**meta, "checksums": checksums(state)}, finite
         self._start()
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -117,6 +123,14 @@ class Checkpoints:
             restored = self._manager.restore(step, args=items)
             _verify(restored["state"], restored["meta"])
         return restored["state"], restored["meta"]
+
+    def back(self, step: int) -> int:
+        """Deletes what is newer than the last regular checkpoint before `step`; returns that one's step, 0 if none."""
+        self._settle()
+        self._pending, self._failures = None, 0  # what could not be written is not to be any more
+        to = max((saved for saved in self.steps() if saved < step and self.due(saved)), default=0)
+        self._delete([saved for saved in self.steps() if saved > to])
+        return to
 
     def meta(self, step: int) -> dict[str, Any]:
         """The record of `step` without its arrays."""
@@ -171,16 +185,22 @@ class Checkpoints:
         return not any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves)
 
     def _prune(self) -> None:
-        """Deletes what need not stay, each unmarked first: half deleted, it must not count."""
+        """Deletes what need not stay."""
         saved = {step: self._manager.metrics(step) or {} for step in self.steps()}
-        for step in sorted(set(saved) - self._retention.stay(saved)):
-            if jax.process_index() == 0:
-                (self._folder / str(step) / COMMIT).unlink()
-            self._manager.delete(step)
+        self._delete(sorted(set(saved) - self._retention.stay(saved)))
         if jax.process_index() == 0:  # what an interrupted save or deletion left
             for child in self._folder.iterdir():
                 if child.name.isdigit() and int(child.name) < (self.latest() or 0) and not (child / COMMIT).exists():
                     child.rmtree()
+
+    def _delete(self, steps: Sequence[int]) -> None:
+        """Deletes checkpoints, each unmarked first: half deleted, it must not count."""
+        if steps and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("all have decided what to delete")
+        for step in steps:
+            if jax.process_index() == 0:
+                (self._folder / str(step) / COMMIT).unlink()
+            self._manager.delete(step)
 
 
 def describe(

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import sys
 import time
@@ -44,9 +45,10 @@ class MetricsLog:
         self._tensorboard = _clu_writer(workdir / "tensorboard")
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends the scalars of `step`."""
+        """Appends the scalars of `step`; one that is not finite (of a step that was skipped) is left out."""
         if not self._writes:
             return
+        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._tensorboard.write_scalars(step, scalars)

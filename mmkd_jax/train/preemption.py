@@ -42,7 +42,8 @@ class Notice:
 
     def reached(self, step: int) -> bool:
         """Whether to save after `step` updates and leave: the same answer on all processes; to be asked every step."""
-        return self._came or multihost_utils.reached_preemption_sync_point(step)
+        self._came = self._came or multihost_utils.reached_preemption_sync_point(step)
+        return self._came
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._came = True

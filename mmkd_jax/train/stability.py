@@ -1,17 +1,33 @@
 """When training goes wrong: where numbers first stop being finite, and steps that stand out from those before."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.train.optim import path_of
 
-ACTIONS = ("", "skip")
+ACTIONS = ("", "skip", "rollback")
 DECAY = 0.99  # of the running means, a step
+ADVICE = "lower the learning rate, clip gradients, or look at the data of that step"
+
+
+class NotFiniteError(InputError):
+    """The loss or a gradient stopped being a number, or there were too many spikes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spike:
+    """A step that stood out or was not finite, with its loss and gradient norm."""
+
+    step: int
+    loss: float
+    grad_norm: float
 
 
 class SpikeState(NamedTuple):
@@ -82,6 +98,40 @@ def skip_spikes(
         return jax.tree.map(lambda x: choose(jnp.zeros_like(x), x), updates), jax.tree.map(choose, left, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def watch(
+    watched: Sequence[tuple[int, dict[str, Any]]], paths: Sequence[str], config: Any, say: Callable[[str], None]
+) -> tuple[dict[str, float], Spike | None]:
+    """Looks at what some steps reported, before anything of them is saved.
+
+    Args:
+      watched: step and reports of each.
+      paths: what `parameter_paths` gives.
+      config: the fields `spikes`.
+      say: told which steps were skipped.
+
+    Returns:
+      The last step's scalars; and the first spike, if it asks for a roll-back.
+
+    Raises:
+      NotFiniteError: a step is not finite, or more than `config.limit` in a row were skipped, which are no spike.
+    """
+    for step, reports in jax.device_get(list(watched)):
+        place = where(reports.pop("not_finite"), paths)
+        place = f", {place}" if place else ""
+        bad = [name for name, value in reports.items() if not np.isfinite(value)]
+        if in_a_row := reports.pop("skipped_in_a_row", 0):
+            spike = Spike(step, float(reports["loss"]), float(reports["grad_norm"]))
+            if config.action == "rollback":
+                return {}, spike
+            say(f"step {step} skipped: loss {spike.loss:.4g}, gradient norm {spike.grad_norm:.4g}{place}")
+            if in_a_row > config.limit:
+                raise NotFiniteError(f"{in_a_row} steps in a row were skipped, up to step {step}; {ADVICE}")
+        elif bad or place:
+            what = f"{', '.join(bad)} became {reports[bad[0]]}" if bad else "numbers became infinite"
+            raise NotFiniteError(f"{what} at step {step}{place}; the last checkpoint is from before: {ADVICE}")
+    return {name: float(value) for name, value in reports.items()}, None
 
 
 def not_finite(grads: Any, params: Any) -> dict[str, jax.Array]:
