@@ -124,7 +124,7 @@ def _published(
         checkpoint=os.fspath(file),
         spec=spec,
         tokenizer=tokenizers.load(spec.tokenizer, file.parent, context=text.context, vocab_size=text.vocab_size),
-        weights_hash=io.sha256_file(file),
+        weights_hash=_weights.identity(file),
         micro_batch=micro_batch,
     )
 

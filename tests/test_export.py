@@ -14,7 +14,7 @@ from mmkd_jax.cli import main
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import folders, state_dict
 from mmkd_jax.models.dual_encoder import DualEncoder
-from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
+from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, ResNetTower, TextTower, TokenizerSpec
 from mmkd_jax.train import checkpoint
 
 CAPTIONS = [
@@ -43,7 +43,22 @@ def timm_spec() -> ModelSpec:
     return bert_spec(image=tower, preprocess=Preprocess(224))
 
 
-SPECS = {"bert": bert_spec, "clip": clip_spec, "timm": timm_spec}
+def resnet_spec() -> ModelSpec:
+    tower = ResNetTower("modified_resnet", 12, (2, 1, 1, 1), 8, 64)
+    return dataclasses.replace(clip_spec(), image=tower, preprocess=Preprocess(64), name="small resnet")
+
+
+def resnet_bert_spec() -> ModelSpec:
+    return bert_spec(image=resnet_spec().image, preprocess=Preprocess(64))
+
+
+SPECS = {
+    "bert": bert_spec,
+    "clip": clip_spec,
+    "timm": timm_spec,
+    "resnet": resnet_spec,
+    "resnet bert": resnet_bert_spec,
+}
 
 
 def model(spec: ModelSpec):
@@ -129,7 +144,14 @@ def test_the_names_of_unimed_clip_load_strictly(tmp_path):
     assert max(parity(spec, params, tokenizer, theirs, lambda _: torch.from_numpy(ids.astype(np.int64)))) <= 2e-5
 
 
-FORMS = [("open_clip", "bert"), ("open_clip", "clip"), ("open_clip", "timm"), ("hf", "clip"), ("unimed", "bert")]
+FORMS = [
+    ("open_clip", "bert"),
+    ("open_clip", "clip"),
+    ("open_clip", "timm"),
+    ("open_clip", "resnet"),
+    ("hf", "clip"),
+    ("unimed", "bert"),
+]
 
 
 @pytest.mark.parametrize(("form", "kind"), FORMS)
@@ -275,7 +297,7 @@ def test_a_config_for_something_else_is_refused(tmp_path):
         with pytest.raises(InputError, match=match):
             folders.load_folder(io.as_path(out), "x")
 
-    refused("a ResNet as the image tower", "vision_cfg", layers=[3, 4, 6, 3])
+    refused("a ResNet of 3 stages", "vision_cfg", layers=[3, 4, 6])
     refused("vision_cfg.ls_init_value = 0.1 is not supported", "vision_cfg", ls_init_value=0.1)
     refused("text_cfg.no_causal_mask = True is not supported", "text_cfg", no_causal_mask=True)
     refused("did you mean 'vit_base_patch16_224'", "vision_cfg", timm_model_name="vit_base_patch16_244")

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.models.state_dict import Tensors
-from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
+from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, ResNetTower, TextTower, TokenizerSpec
 
 CONFIG, BERT_CONFIG = "open_clip_config.json", "config.json"
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -51,12 +51,12 @@ def to_config(spec: ModelSpec, bert: str = "") -> dict[str, Any]:
       InputError: open_clip has no such model.
     """
     image, text = spec.image, spec.text
-    _require(image.kind == "vit", f"a {image.kind} image tower")
+    _require(image.layout in _VISION, f"a {image.kind} image tower")
     pools = f"pooling {text.pooling!r} with padding {text.padding!r}"
     _require((text.pooling, text.padding) == ("token", "masked"), pools)
-    quick = image.activation == "quick_gelu"
-    model: dict[str, Any] = {"embed_dim": spec.embed, "quick_gelu": quick}
-    model["vision_cfg"] = _timm_config(image) if image.layout == "timm" else _vit_config(image)
+    own = image.layout == "openai"  # timm's towers and ResNets have the activation that they have
+    model: dict[str, Any] = {"embed_dim": spec.embed, "quick_gelu": own and image.activation == "quick_gelu"}
+    model["vision_cfg"] = _VISION[image.layout](image)
     if text.kind == "bert":
         model["text_cfg"] = {
             "hf_model_name": bert,
@@ -66,7 +66,7 @@ def to_config(spec: ModelSpec, bert: str = "") -> dict[str, Any]:
             "context_length": text.context,
         }
     else:
-        _require(text.activation == image.activation or image.layout == "timm", "two activations in one model")
+        _require(not own or text.activation == image.activation, "two activations in one model")
         _require(text.projection == "linear", "an MLP after CLIP's text tower")
         model["quick_gelu"] = text.activation == "quick_gelu"
         model["text_cfg"] = {
@@ -119,7 +119,10 @@ def to_spec(name: str, config: Mapping[str, Any], tensors: Tensors, bert: Mappin
     model = config.get("model_cfg", config)
     vision, text, embed = model["vision_cfg"], model["text_cfg"], model["embed_dim"]
     quick = bool(model.get("quick_gelu", False))
-    image = _read_timm(vision) if "timm_model_name" in vision else _read_vit(vision, quick)
+    if "timm_model_name" in vision:
+        image = _read_timm(vision)
+    else:
+        image = _read_vit(vision, quick) if isinstance(vision.get("layers", 12), int) else _read_resnet(vision)
     tower = _read_bert(text, tensors, bert) if "hf_model_name" in text else _read_clip_text(text, quick)
     p = config.get("preprocess_cfg", {})
     _require(p.get("resize_mode", "shortest") == "shortest", f"resize mode {p.get('resize_mode')!r}")
@@ -158,6 +161,21 @@ def _timm_config(image: ImageTower) -> dict[str, Any]:
     return {"timm_model_name": known[sizes], "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
 
 
+def _resnet_config(image: ResNetTower) -> dict[str, Any]:
+    _require(len(image.stages) == 4, f"a ResNet of {len(image.stages)} stages")
+    _require(image.norm_epsilon == 1e-5, f"a BatchNorm epsilon of {image.norm_epsilon}")
+    return {
+        "image_size": image.image_size,
+        "layers": list(image.stages),
+        "width": image.width,
+        "head_width": image.features // image.heads,
+        "patch_size": None,
+    }
+
+
+_VISION = {"openai": _vit_config, "timm": _timm_config, "modified_resnet": _resnet_config}
+
+
 def _norm_config(epsilon: float) -> dict[str, Any]:
     return {} if epsilon == 1e-5 else {"norm_kwargs": {"eps": epsilon}}
 
@@ -166,7 +184,6 @@ def _read_vit(vision: Mapping[str, Any], quick: bool) -> ImageTower:
     known = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "no_ln_pre", "norm_kwargs"}
     _only(vision, known, {"patch_dropout": 0.0, "pool_type": "tok", "pos_embed_type": "learnable"}, "vision_cfg")
     width = vision.get("width", 768)
-    _require(isinstance(vision.get("layers", 12), int), "a ResNet as the image tower")
     return ImageTower(
         width=width,
         layers=vision.get("layers", 12),
@@ -177,6 +194,20 @@ def _read_vit(vision: Mapping[str, Any], quick: bool) -> ImageTower:
         activation="quick_gelu" if quick else "gelu",
         norm_epsilon=vision.get("norm_kwargs", {}).get("eps", 1e-5),
         pre_norm=not vision.get("no_ln_pre", False),
+    )
+
+
+def _read_resnet(vision: Mapping[str, Any]) -> ResNetTower:
+    """open_clip's `ModifiedResNet`; its head count follows from the width that heads have."""
+    _only(vision, {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}, {}, "vision_cfg")
+    width, stages = vision.get("width", 64), tuple(vision["layers"])
+    _require(len(stages) == 4, f"a ResNet of {len(stages)} stages")
+    return ResNetTower(
+        "modified_resnet",
+        width=width,
+        stages=stages,
+        heads=width * 32 // vision.get("head_width", 64),
+        image_size=vision.get("image_size", 224),
     )
 
 

@@ -52,11 +52,15 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # of the format before torch 1.6
 _TYPED = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
-def read(path: epath.Path) -> Tensors:
+def read(path: epath.Path, alone: str = "") -> Tensors:
     """The tensors of a file that `torch.save` wrote, under their names and in their dtypes.
 
     The file holds a dictionary of tensors, or a training checkpoint with one under `state_dict` or `model`; what else
     it holds (optimiser, epoch, arguments) is left out, and bytes that are not asked for are not read.
+
+    Args:
+      path: the file.
+      alone: name for the tensor of a file that holds nothing but one; such a file is refused without it.
 
     Raises:
       InputError: the file names code that has no place in weights, is damaged, or holds no dictionary of tensors.
@@ -66,7 +70,7 @@ def read(path: epath.Path) -> Tensors:
             zipped = zipfile.is_zipfile(file)
             file.seek(0)
             root, load = _open_zip(file) if zipped else _open_legacy(file)
-            weights = _weights(root)
+            weights = {alone: root} if alone and isinstance(root, _Tensor) else _weights(root)
             return {name: _array(tensor, load) for name, tensor in weights.items()}
         except _RefusedError as error:
             raise InputError(f"{path}: {error}") from error

@@ -12,6 +12,7 @@ missing. Layouts:
 - `medclip`: RyanWangZf/MedCLIP's files: `vision_model.`, `text_model.`; its Swin under either of transformers' namings.
 """
 
+import logging
 import re
 from collections.abc import Collection
 from typing import Any
@@ -26,6 +27,7 @@ from mmkd_jax.models.layouts_swin import first_names
 from mmkd_jax.models.relations import SAME, Entry, entry
 from mmkd_jax.specs import ModelSpec
 
+logger = logging.getLogger(__name__)
 Tensors = dict[str, np.ndarray]
 WRAPPERS = ("module.", "_orig_mod.")  # of torch's DistributedDataParallel and torch.compile
 
@@ -115,7 +117,10 @@ def _plain_names(tensors: Tensors, spec: ModelSpec, layout: str) -> Tensors:
     """Keys as the layout's entries have them, without what the spec has no use for."""
     unused = [UNUSED[layout]] if layout in UNUSED else []
     unused += [] if spec.text.pooling == "pooler" else [POOLER]
-    tensors = {key: value for key, value in tensors.items() if not any(re.match(p, key) for p in unused)}
+    left = {key for key in tensors if any(re.match(pattern, key) for pattern in unused)}
+    if left:
+        logger.info("%s: left out what no feature uses: %s", spec.name, _some(left))
+    tensors = {key: value for key, value in tensors.items() if key not in left}
     # Names of BERTs that were converted from TensorFlow's.
     tensors = {re.sub(r"LayerNorm\.(gamma|beta)$", _torch_name, key): value for key, value in tensors.items()}
     if layout == "medclip":

@@ -20,14 +20,21 @@ NAMES = (  # open_clip's order of preference, then what Hugging Face's older fol
     "pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", *pickles.SUFFIXES)
+# PMC-CLIP's towers as they lie beside its training checkpoint: three files, and what their keys lack of its names. The
+# third holds nothing but a matrix. None holds the logit scale, which is the one that github.com/HealthX-Lab/BiomedCoOp
+# gives.
+DIVIDED = {"image_encoder(resnet50).pth": "visual.", "text_encoder.pth": "text_encoder."}
+FIRST, MATRIX, DIVIDED_SCALE = "image_encoder(resnet50).pth", "text_projection_layer.pth", 4.4292
 
 
 def read_tensors(path: epath.Path) -> Tensors:
-    """All tensors of a weights file, as they are stored.
+    """All tensors of a weights file, as they are stored; with the first of PMC-CLIP's three files those of all three.
 
     Raises:
-      InputError: it is of another kind, damaged, or a pickle that asks to run code.
+      InputError: it is of another kind, damaged, or a pickle that asks to run code; or one of the three is missing.
     """
+    if is_divided(path):
+        return _read_divided(path.parent)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in pickles.SUFFIXES:
@@ -35,8 +42,20 @@ def read_tensors(path: epath.Path) -> Tensors:
     raise InputError(f"{path} ends in {path.suffix!r}; weights are read from {', '.join(SUFFIXES)}")
 
 
+def is_divided(path: epath.Path) -> bool:
+    """Whether a file is the first of the three that PMC-CLIP's towers lie in."""
+    return path.name == FIRST
+
+
+def identity(path: epath.Path) -> str:
+    """SHA-256 of a weights file, or one for all three of PMC-CLIP's."""
+    if not is_divided(path):
+        return io.sha256_file(path)
+    return io.hash_of({name: io.sha256_file(path.parent / name) for name in (*DIVIDED, MATRIX)})
+
+
 def find_weights(folder: epath.Path) -> epath.Path:
-    """The weights that open_clip would take from `folder`, or the only ones in it.
+    """The weights that open_clip would take from `folder`, the only ones in it, or the first of PMC-CLIP's three.
 
     Raises:
       InputError: there are none, or several under names of their own.
@@ -45,11 +64,14 @@ def find_weights(folder: epath.Path) -> epath.Path:
         if (folder / name).exists():
             return folder / name
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    names = {path.name for path in found}
+    if names & {FIRST, MATRIX} and names <= {*DIVIDED, MATRIX}:
+        return folder / FIRST
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(path.name for path in found)
-        raise InputError(f"{folder} holds several weights files ({names}); name the one you mean")
+        several = ", ".join(path.name for path in found)
+        raise InputError(f"{folder} holds several weights files ({several}); name the one you mean")
     raise InputError(f"{folder} holds no weights; expected {WEIGHTS} or another file {', '.join(SUFFIXES)}")
 
 
@@ -62,6 +84,16 @@ def write_tensors(path: epath.Path, tensors: Tensors) -> None:
     """Writes a safetensors file as torch's writers do."""
     contiguous = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
     io.write_bytes(path, save(contiguous, metadata={"format": "pt"}))
+
+
+def _read_divided(folder: epath.Path) -> Tensors:
+    """PMC-CLIP's three files under the names of its training checkpoint."""
+    if missing := [name for name in (*DIVIDED, MATRIX) if not (folder / name).exists()]:
+        raise InputError(f"PMC-CLIP's weights lie in three files, and {folder} lacks {', '.join(missing)}")
+    tensors: Tensors = {"logit_scale": np.float32(DIVIDED_SCALE)}
+    for name, prefix in DIVIDED.items():
+        tensors |= {prefix + key.removeprefix("module."): t for key, t in pickles.read(folder / name).items()}
+    return tensors | pickles.read(folder / MATRIX, alone="text_projection")
 
 
 def _read_safetensors(path: epath.Path) -> Tensors:

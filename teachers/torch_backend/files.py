@@ -38,6 +38,8 @@ def read(file: epath.Path) -> dict[str, Any]:
     try:
         if file.suffix == ".safetensors":
             found = need("safetensors.torch").load(file.read_bytes())
+        elif weights.is_divided(file):
+            raise ValueError("one of several files that are one model")
         else:
             with file.open("rb") as opened:
                 found = _unwrapped(torch.load(opened, map_location="cpu", weights_only=True))
