@@ -4,11 +4,12 @@ A local file appears under its name only when it is complete: it is written besi
 and renamed. On object stores a single write is atomic by itself.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,25 @@ def make_workdir(path: str | os.PathLike) -> epath.Path:
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror or error}; choose a writable folder") from error
     return path
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
+    """A folder to fill, which becomes `path` when the block ends well, and is removed when it does not.
+
+    Raises:
+      InputError: `path` exists or cannot be written.
+    """
+    path = as_path(path)
+    if path.exists():
+        raise InputError(f"{path} exists; choose another folder or remove it")
+    temporary = make_workdir(temporary_name(path))
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        temporary.rmtree(missing_ok=True)
+        raise
 
 
 def sha256(data: bytes) -> str:

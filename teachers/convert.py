@@ -6,7 +6,6 @@ from etils import epath
 
 import teachers
 from mmkd_jax import io
-from mmkd_jax.errors import InputError
 from mmkd_jax.train import checkpoint
 
 
@@ -25,18 +24,11 @@ def convert(name: str, weights: str | os.PathLike, out: str | os.PathLike) -> ep
       InputError: `out` exists or cannot be written, or the weights are not the model's.
     """
     out = io.as_path(out)
-    if out.exists():
-        raise InputError(f"{out} exists; choose another folder or remove it")
-    teacher = teachers.load(name, weights)
-    source = {"teacher": name, "file": io.as_path(teacher.checkpoint).name, "sha256": teacher.weights_hash}
-    meta = checkpoint.describe(teacher.spec, teacher.tokenizer.files(), {"converted": source}, {})
-    temporary = io.make_workdir(io.temporary_name(out))
-    try:
-        writer = checkpoint.Checkpoints(temporary)
+    with io.new_folder(out) as folder:
+        teacher = teachers.load(name, weights)
+        source = {"teacher": name, "file": io.as_path(teacher.checkpoint).name, "sha256": teacher.weights_hash}
+        meta = checkpoint.describe(teacher.spec, teacher.tokenizer.files(), {"converted": source}, {})
+        writer = checkpoint.Checkpoints(folder)
         writer.save(0, {"params": teacher.params}, meta)
         writer.close()
-        temporary.rename(out)
-    except BaseException:
-        temporary.rmtree(missing_ok=True)
-        raise
     return out

@@ -3,23 +3,26 @@
 mmkd features show features/biomedclip
 mmkd features verify features --pairs sets/pairs
 mmkd features route features --pairs sets/pairs --rows dev --out routing.json
+mmkd features map features --kind phi_s --out maps
 """
 
 import argparse
 import json
 from typing import Any
 
-HELP = "show, verify or summarise stored features of teachers, or measure a routing table from them"
+MAPS = ("identity", "unit", "centre", "standardise", "phi_s", "whiten", "autoencoder")
+HELP = "show, verify or summarise stored features of teachers; measure a routing table or fit target maps from them"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|stats|route")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|stats|route|map")
     for name, does in {
         "show": "print the manifest",
         "verify": "read everything and compare it with the manifest",
         "stats": "print how the features are spread",
         "route": "measure weights by modality and teacher, for --config.routing of stage 2",
+        "map": "fit each teacher's target map, one file a teacher",
     }.items():
         action = actions.add_parser(name, help=does, description=does)
         action.add_argument("path", metavar="DIR", help="a feature set, or a folder of several")
@@ -28,6 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         if name == "route":
             _configure_route(action)
+        if name == "map":
+            action.add_argument("--kind", required=True, metavar="KIND", help=f"of {', '.join(MAPS)}")
+            action.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
+            action.add_argument("--width", type=int, default=512, metavar="N", help="of an autoencoder's targets")
+            action.add_argument("--seed", type=int, default=0, help="of an autoencoder's training")
 
 
 def _configure_route(action: argparse.ArgumentParser) -> None:
@@ -43,7 +51,7 @@ def _configure_route(action: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints one JSON object a feature set; `route` writes its table and prints a line a modality."""
+    """Prints one JSON object a feature set; `route` and `map` write what they measure and print a line each."""
     from mmkd_jax import io
     from mmkd_jax.data.features import FeatureSet
     from mmkd_jax.data.pairs import PairsSet
@@ -54,6 +62,9 @@ def run(args: argparse.Namespace) -> None:
     found = (FeatureSet.open(path, pairs) for path in [file.parent for file in inside] or [root])
     if args.action == "route":
         _route(args, pairs, {features.teacher: features for features in found})
+        return
+    if args.action == "map":
+        _map(args, {features.teacher: features for features in found})
         return
     for features in found:
         print(json.dumps({"show": _show, "verify": _verify, "stats": _stats}[args.action](features), indent=2))
@@ -76,6 +87,24 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
         print(
             f"{modality:20} {count:6} pairs  {_told(record['weights'].get(modality), record['strength'].get(modality))}"
         )
+
+
+def _map(args: argparse.Namespace, features: dict[str, Any]) -> None:
+    from mmkd_jax import io
+    from mmkd_jax.errors import InputError, near
+    from mmkd_jax.tasks import autoencoder, maps
+
+    if args.kind not in MAPS:
+        raise InputError(f"unknown target map {args.kind!r}; {near(args.kind, MAPS)}")
+    with io.new_folder(args.out) as folder:
+        if args.kind == "autoencoder":
+            fitted = autoencoder.fit(features, latent=args.width, seed=args.seed)
+        else:
+            fitted = {name: maps.fit(args.kind, of_teacher) for name, of_teacher in features.items()}
+        for name, one in fitted.items():
+            one.save(folder / f"{name}.npz")
+    for name, one in fitted.items():
+        print(f"{name:24} {one.kind} {one.width} -> {one.out}  {one.hash[:12]}")
 
 
 def _told(weights: dict[str, float] | None, strength: dict[str, float] | None) -> str:
