@@ -36,6 +36,7 @@ VERBS = (
     "encode",
     "export",
     "report",
+    "bench",
 )
 EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141
