@@ -12,7 +12,7 @@ import pytest
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import heads
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
-from mmkd_jax.tasks import distill, targets
+from mmkd_jax.tasks import distill, maps, targets
 from mmkd_jax.tasks.base import Features
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -338,14 +338,53 @@ def test_projected_features_are_taken_as_they_are():
         distill.DistillTask(spec, [narrow], RECIPES["mean"], ROUTING[:, :1], seed=0)
 
 
+def fitted(name: str, kind: str, matrix: np.ndarray, shift=(0.0, 0.0)) -> maps.TargetMap:
+    towers = ("image", "text")
+    shifts = {tower: np.broadcast_to(np.float32(x), (len(matrix),)) for tower, x in zip(towers, shift)}
+    offset = dict.fromkeys(towers, np.zeros(matrix.shape[1], np.float32))
+    return maps.TargetMap(kind, name, "", kind == "centre", shifts, dict.fromkeys(towers, np.float32(matrix)), offset)
+
+
+@pytest.mark.parametrize("recipe", ["public", "mean"])
+def test_a_fitted_map_takes_the_place_of_the_fixed_one(recipe):
+    """The same matrix as a fitted map gives the same loss, another one another; a wrong width is refused."""
+    spec = usual(recipe).model.spec
+    (expected, _), _ = ours(usual(recipe), make_batch(), make_inputs(recipe))
+    for factor in (1.0, 1.1):
+        teachers = [
+            dataclasses.replace(make_teacher(n), map=fitted(n, "autoencoder", factor * seeded_map(n))) for n in WIDTHS
+        ]
+        task = distill.DistillTask(spec, teachers, RECIPES[recipe], ROUTING, seed=0)
+        (value, _), _ = ours(task, make_batch(), make_inputs(recipe))
+        assert np.allclose(value, expected, rtol=1e-6) == (factor == 1.0)
+    narrow = dataclasses.replace(make_teacher("alpha"), map=fitted("alpha", "identity", np.eye(WIDTHS["alpha"])))
+    with pytest.raises(InputError, match=f"targets of alpha are {WIDTHS['alpha']} wide, the student {EMBED}"):
+        distill.DistillTask(spec, [narrow], RECIPES[recipe], ROUTING[:, :1], seed=0)
+
+
+def test_centring_by_a_fitted_map_is_centring_by_the_recipe():
+    spec, (expected, _) = usual("plus").model.spec, ours(usual("plus"), make_batch(), make_inputs("plus"))[0]
+    values = []
+    for used in (True, False):
+        teachers = []
+        for name in WIDTHS:
+            one = make_teacher(name)
+            shift = (one.image_mean, one.text_mean) if used else (0.0, 0.0)
+            teachers.append(dataclasses.replace(one, map=fitted(name, "centre", np.eye(WIDTHS[name]), shift)))
+        task = distill.DistillTask(spec, teachers, RECIPES["plus"], ROUTING, seed=0)
+        values.append(ours(task, make_batch(), make_inputs("plus"))[0][0])
+    np.testing.assert_allclose(values[0], expected, rtol=1e-6)
+    assert abs(values[1] - expected) > 1e-3
+
+
 def test_maps_keep_lengths_and_differ_by_name():
-    maps = {name: np.asarray(targets.seeded_map(name, 512, 512)) for name in ("alpha", "beta")}
+    fixed = {name: np.asarray(targets.seeded_map(name, 512, 512)) for name in ("alpha", "beta")}
     x = np.random.default_rng(0).normal(size=(64, 512))
-    lengths = np.linalg.norm(x @ maps["alpha"], axis=1) / np.linalg.norm(x, axis=1)
+    lengths = np.linalg.norm(x @ fixed["alpha"], axis=1) / np.linalg.norm(x, axis=1)
     assert abs(lengths.mean() - 1) < 0.02
-    cosines = np.sum(unit(x @ maps["alpha"]) * unit(x @ maps["beta"]), axis=1)
+    cosines = np.sum(unit(x @ fixed["alpha"]) * unit(x @ fixed["beta"]), axis=1)
     assert np.abs(cosines).max() < 0.25
-    np.testing.assert_array_equal(maps["alpha"], targets.seeded_map("alpha", 512, 512))
+    np.testing.assert_array_equal(fixed["alpha"], targets.seeded_map("alpha", 512, 512))
 
 
 # --- rows and teachers without weight ------------------------------------------------------------------------------

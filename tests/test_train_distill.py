@@ -14,8 +14,10 @@ import train_fixtures as tiny
 import mmkd_jax
 from mmkd_jax import cli, io
 from mmkd_jax import config as configs
+from mmkd_jax.data.features import FeatureSet
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import heads
+from mmkd_jax.tasks import maps
 from mmkd_jax.tasks.base import Features
 from mmkd_jax.tasks.distill import RELEASED_ICL_SCALE, Recipe
 from mmkd_jax.train import checkpoint, loop, optim, setup, sharding
@@ -68,6 +70,11 @@ def finished(make_config, tmp_path_factory):
         return made[recipe]
 
     return run
+
+
+def stored(name: str) -> FeatureSet:
+    """The features of a teacher."""
+    return FeatureSet.open(tiny.world() / "features" / name, tiny.pairs())
 
 
 def named(params):
@@ -193,6 +200,9 @@ def wrong(tmp_path_factory):
     toy.make_features(root / "views" / "beta", tiny.pairs(), **more_views)
     shutil.copytree(tiny.world() / "features" / "alpha", root / "views" / "alpha")
     shutil.copytree(tiny.world() / "features" / "alpha", root / "renamed" / "delta")
+    for folder, names in (("maps", ("alpha", "beta")), ("exchanged", ("beta", "alpha"))):
+        for name, other in zip(("alpha", "beta"), names):
+            maps.fit("identity", stored(other)).save(root / folder / f"{name}.npz")
     (root / "empty").mkdir()
     (root / "stranger.json").write_text(json.dumps({"weights": {"ct": {"alhpa": 1.0}}}))
     (root / "nothing.json").write_text(json.dumps({"weights": {m: {"alpha": 0} for m in toy.MODALITIES}}))
@@ -219,6 +229,9 @@ def wrong(tmp_path_factory):
         ("plus", "--config.routing={wrong}/elsewhere.json", "none of the pairs' modalities"),
         ("plus", "--config.routing={wrong}/other.json", "is no routing table"),
         ("plus", "--config.routing={wrong}/nowhere.json", "does not exist"),
+        ("public", "--config.maps={wrong}/nowhere", "it should hold the target map"),
+        ("public", "--config.maps={wrong}/maps", "targets of alpha are 6 wide, the student 32"),
+        ("plus", "--config.maps={wrong}/exchanged", "maps 10-wide features of beta"),
         ("plus", "--config.recipe.head=cnn", "recipe head 'cnn'"),
         ("public", "--config.recipe.target=randm", "did you mean 'random'"),
         ("pubic", "--config.seed=0", "did you mean 'public'"),
@@ -256,4 +269,15 @@ def test_a_run_is_not_continued_with_another_routing_table_under_the_same_name(m
     loop.run(config, tmp_path / "run")
     path.write_text(json.dumps({"weights": {modality: {"beta": 1.0} for modality in toy.MODALITIES}}))
     with pytest.raises(InputError, match=r"another data\.routing"):
+        loop.run(config, tmp_path / "run")
+
+
+def test_a_run_is_not_continued_with_other_target_maps_under_the_same_name(make_config, tmp_path):
+    for name in ("alpha", "beta"):
+        maps.fit("centre", stored(name)).save(tmp_path / "maps" / f"{name}.npz")
+    config = make_config("plus", f"--config.maps={tmp_path / 'maps'}")
+    loop.run(config, tmp_path / "run")
+    loop.run(config, tmp_path / "run")
+    maps.fit("whiten", stored("beta")).save(tmp_path / "maps" / "beta.npz")
+    with pytest.raises(InputError, match=r"another data\.maps"):
         loop.run(config, tmp_path / "run")

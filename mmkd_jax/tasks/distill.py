@@ -91,16 +91,15 @@ class DistillTask(ClipTask):
             raise InputError("stage 2 has no teacher: name at least one feature set with a weight above 0")
         if recipe.target != "heads":
             for teacher in self.teachers:
-                if teacher.space == "projected" and teacher.width != spec.embed:
-                    raise InputError(
-                        f"projected features of {teacher.name} are {teacher.width} wide, the student {spec.embed}"
-                    )
+                if (teacher.map or teacher.space == "projected") and teacher.out != spec.embed:
+                    what = "targets" if teacher.map else "projected features"
+                    raise InputError(f"{what} of {teacher.name} are {teacher.out} wide, the student {spec.embed}")
 
     def init(self, key: jax.Array) -> tuple[Params, dict]:
         """The student, and the recipe's own: `heads/TEACHER/TOWER/...` or `icl_scale`."""
         params, extra = super().init(key)
         if self.recipe.target == "heads":
-            widths = {teacher.name: teacher.width for teacher in self.teachers}
+            widths = {teacher.name: teacher.out for teacher in self.teachers}
             params["heads"] = heads.init(key, widths, self.model.spec.embed, self.recipe.head)
         elif self.recipe.icl_trained:
             params["icl_scale"] = jnp.asarray(RELEASED_ICL_SCALE, jnp.float32)
@@ -134,7 +133,7 @@ class DistillTask(ClipTask):
                 share[teacher.name][:, None]
                 * jnp.where(
                     present[teacher.name][:, None],
-                    targets.joint_target(teacher, stored[teacher.name][tower], embed),
+                    targets.joint_target(teacher, tower, stored[teacher.name][tower], embed),
                     0.0,
                 )
                 for teacher in self.teachers
@@ -183,7 +182,9 @@ class DistillTask(ClipTask):
         return parts
 
     def _own_target(self, teacher: targets.TeacherTarget, tower: str, stored: jax.Array) -> jax.Array:
-        """Unit-norm target `[n, width]` in the teacher's own space."""
+        """Target `[n, out]` in the teacher's own space: what its map says, else of unit norm."""
+        if teacher.map:
+            return teacher.map.apply(tower, stored)
         mean = teacher.image_mean if tower == "image" else teacher.text_mean
         unit = normalise(stored)
         return normalise(unit - jnp.asarray(mean)) if self.recipe.centre else unit

@@ -124,6 +124,22 @@ def fit(kind: str, features: FeatureSet) -> TargetMap:
     return TargetMap(kind, features.teacher, features.hash, kind in ("unit", "centre"), shift, matrix, offset)
 
 
+def load(folder: str | os.PathLike, features: Mapping[str, FeatureSet]) -> dict[str, TargetMap]:
+    """The maps `folder/TEACHER.npz` of these teachers.
+
+    Raises:
+      InputError: one is missing, damaged, or of another teacher or width.
+    """
+    found = {name: TargetMap.load(io.as_path(folder) / f"{name}.npz") for name in features}
+    for name, one in found.items():
+        if (one.teacher, one.width) != (features[name].teacher, features[name].width):
+            raise InputError(
+                f"{io.as_path(folder) / f'{name}.npz'} maps {one.width}-wide features of {one.teacher}, those of "
+                f"{name} are {features[name].width} wide; fit it again"
+            )
+    return found
+
+
 def _same(covariance: np.ndarray) -> np.ndarray:
     return np.eye(len(covariance))
 

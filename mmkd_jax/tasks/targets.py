@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmkd_jax.errors import InputError, near
+from mmkd_jax.tasks.maps import TargetMap
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,6 +24,7 @@ class TeacherTarget:
       scale: its exponentiated logit scale: the inverse temperature of its own similarities.
       image_mean: mean of its unit image features, float32 `[width]`.
       text_mean: the same for text.
+      map: to what is regressed to; None for the recipe's own way.
     """
 
     name: str
@@ -31,6 +33,12 @@ class TeacherTarget:
     scale: float
     image_mean: np.ndarray
     text_mean: np.ndarray
+    map: TargetMap | None = None
+
+    @property
+    def out(self) -> int:
+        """Width of its targets."""
+        return self.map.out if self.map else self.width
 
 
 def name_key(seed: int, name: str) -> jax.Array:
@@ -48,8 +56,10 @@ def seeded_map(name: str, width: int, embed: int) -> jax.Array:
     return jax.random.normal(name_key(0, name), (width, embed), jnp.float32) / math.sqrt(embed)
 
 
-def joint_target(teacher: TeacherTarget, features: jax.Array, embed: int) -> jax.Array:
+def joint_target(teacher: TeacherTarget, tower: str, features: jax.Array, embed: int) -> jax.Array:
     """A teacher's features float32 `[n, width]` at the student's width, `[n, embed]`, not at unit norm."""
+    if teacher.map:
+        return teacher.map.apply(tower, features)
     if teacher.space == "projected":
         return features
     matrix = seeded_map(teacher.name, teacher.width, embed)

@@ -17,7 +17,7 @@ from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.specs import ModelSpec
-from mmkd_jax.tasks import routing, targets
+from mmkd_jax.tasks import maps, routing, targets
 from mmkd_jax.tasks.base import Task
 from mmkd_jax.tasks.clip import ClipTask
 from mmkd_jax.tasks.distill import DistillTask, Recipe
@@ -78,6 +78,8 @@ def build(config: ConfigDict) -> Job:
     identity = batches.identity | {"licences": _licences(pairs, features)}
     if config.get("routing"):
         identity["routing"] = io.hash_of(routing.load(config.routing))
+    if config.get("maps"):
+        identity["maps"] = {name: one.hash for name, one in maps.load(config.maps, features).items()}
     return Job(make(config, spec, pairs, features), batches, tokenizer, steps, identity)
 
 
@@ -125,7 +127,8 @@ def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features:
     if not features:
         raise InputError("stage 2 needs the teachers' features; use --config.features=DIR (made by `mmkd emit`)")
     table = routing.load(config.routing) if config.routing else None
-    teachers = [teacher_target(features[name]) for name in sorted(features)]
+    fitted = maps.load(config.maps, features) if config.maps else {}
+    teachers = [teacher_target(features[name], fitted.get(name)) for name in sorted(features)]
     return DistillTask(
         spec,
         teachers,
@@ -137,8 +140,8 @@ def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features:
     )
 
 
-def teacher_target(features: FeatureSet) -> targets.TeacherTarget:
-    """A feature set's record as stage 2 needs it."""
+def teacher_target(features: FeatureSet, fitted: maps.TargetMap | None = None) -> targets.TeacherTarget:
+    """A feature set's record, with the map fitted to it, as stage 2 needs it."""
     statistics = features.statistics
     return targets.TeacherTarget(
         name=features.teacher,
@@ -147,6 +150,7 @@ def teacher_target(features: FeatureSet) -> targets.TeacherTarget:
         scale=float(features.manifest["logit_scale"]),
         image_mean=np.asarray(statistics["image"]["mean"], np.float32),
         text_mean=np.asarray(statistics["text"]["mean"], np.float32),
+        map=fitted,
     )
 
 
