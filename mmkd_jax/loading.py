@@ -35,6 +35,8 @@ tokenizer = AutoTokenizer.from_pretrained(place)
 ```
 
 Tokenize with `padding=True, truncation=True`."""
+_MENDED = """The model saw texts that ftfy had mended and whose HTML entities were resolved. Texts with curled quotes,
+ligatures or entities have the same features only if `html.unescape(ftfy.fix_text(text))` goes before the tokenizer."""
 _UNIMED = """With the code of [UniMed-CLIP](https://github.com/mbzuai-oryx/UniMed-CLIP) or
 [MMKD-CLIP](https://github.com/wangshansong1/MMKD-CLIP), in their folder `src`:
 
@@ -67,7 +69,8 @@ def of(form: str, spec: ModelSpec, folder: str, place: str) -> tuple[str, str]:
       place: where it will be: a name on a hub, or the same.
     """
     if form == "hf":
-        return "transformers", _TRANSFORMERS.format(place=place)
+        mended = "\n\n" + _MENDED if spec.tokenizer.repair else ""
+        return "transformers", _TRANSFORMERS.format(place=place) + mended
     if form == "unimed":
         p = spec.preprocess
         model = f"ViT-B-{spec.image.patch}-quickgelu"

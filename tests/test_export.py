@@ -7,9 +7,10 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import teachers
-from mmkd_jax import export, io, licences, tokenizers
+from mmkd_jax import export, io, licences, preprocess, tokenizers
 from mmkd_jax.cli import main
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import folders, state_dict
@@ -142,6 +143,66 @@ def test_the_names_of_unimed_clip_load_strictly(tmp_path):
     theirs.text = theirs.text_encoder
     ids = tokenizer(CAPTIONS).ids
     assert max(parity(spec, params, tokenizer, theirs, lambda _: torch.from_numpy(ids.astype(np.int64)))) <= 2e-5
+
+
+def test_transformers_computes_the_same(tmp_path):
+    """By the card's own words: model, processor and tokenizer."""
+    torch = pytest.importorskip("torch", reason="transformers' CLIPModel needs torch")
+    plain = TokenizerSpec("bpe", repair=False)
+    spec = dataclasses.replace(clip_spec(), tokenizer=plain, preprocess=Preprocess(32, mean=(0.4,) * 3, rgb_first=True))
+    params, tokenizer = model(spec)
+    out = export.export_model(spec, params, tokenizer, tmp_path / "out", form="hf")
+    (snippet,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 41, 3), np.uint8)).quantize(9)
+    pixels = names["processor"](picture, return_tensors="pt")["pixel_values"]
+    tokens = names["tokenizer"](CAPTIONS, padding=True, truncation=True, return_tensors="pt")
+    clip, encoder, p = names["model"].eval(), DualEncoder(spec), spec.preprocess
+    with torch.no_grad():
+        image = clip.visual_projection(clip.vision_model(pixels).pooler_output).numpy()
+        text = clip.text_projection(clip.text_model(**tokens).pooler_output).numpy()
+    ours = preprocess.normalise(preprocess.eval_image(picture, p), p)[None]
+    np.testing.assert_allclose(pixels.numpy().transpose(0, 2, 3, 1), ours, atol=2e-6)
+    assert relative(jax.jit(encoder.encode_image)(params, ours), image) <= 2e-5
+    assert relative(jax.jit(encoder.encode_text)(params, tokenizer(CAPTIONS)), text) <= 2e-5
+    assert clip.logit_scale.item() == pytest.approx(float(params["logit_scale"]))
+    # A model whose texts were mended has other tokens where there is something to mend, and its card says so.
+    mended = dataclasses.replace(spec, tokenizer=TokenizerSpec("bpe"))
+    learned = tokenizers.from_files(mended.tokenizer, tokenizer.files(), context=16, vocab_size=600)
+    wrong = relative(jax.jit(encoder.encode_text)(params, learned(CAPTIONS)), text)
+    assert wrong > 1e-3
+    card = export.export_model(mended, params, learned, tmp_path / "mended", form="hf") / "README.md"
+    assert "ftfy" in card.read_text()
+    assert "ftfy" not in (out / "README.md").read_text()
+
+
+def test_a_checkpoints_card_has_every_part(tmp_path):
+    spec = clip_spec()
+    params, tokenizer = model(spec)
+    terms = {"teachers": {"first": "mit", "second": "cc-by-nc-4.0"}, "data": {"CC BY 4.0": 3}}
+    meta = checkpoint.describe(
+        spec, tokenizer.files(), {"loss": {"icl": 1}, "model": {}}, {"set": "pairs-hash", "licences": terms}
+    )
+    writer = checkpoint.Checkpoints(tmp_path / "run")
+    writer.save(0, {"params": params}, meta)
+    writer.close()
+    rows = [{"model": "small", "dataset": "busi", "task": "zeroshot", "metric": "auc", "value": 0.71234, "n": 139}]
+    out = export.export_checkpoint(
+        tmp_path / "run", tmp_path / "out", results=rows, use="commercial", accept_licences=True
+    )
+    card = (out / "README.md").read_text()
+    parts = dict(re.findall(r"^## (.+?)\n\n(.*?)(?=\n\n## |\Z)", card, re.DOTALL | re.MULTILINE))
+    assert set(parts) == {"Use", "Intended use", "Data", "Teachers", "Recipe", "Results"}
+    assert "local-dir:" in parts["Use"]
+    assert "not a medical device" in parts["Intended use"]
+    assert "Meant for commercial use." in parts["Intended use"]
+    assert "Exported although teacher second (cc-by-nc-4.0) forbids commercial use" in parts["Intended use"]
+    assert "pairs-hash" in parts["Data"]
+    assert "CC BY 4.0" in parts["Data"]
+    assert "| first | mit |" in parts["Teachers"]
+    assert '- loss: `{"icl": 1}`' in parts["Recipe"]
+    assert "| small | busi | zeroshot | auc | 0.7123 |" in parts["Results"]
 
 
 FORMS = [

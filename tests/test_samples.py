@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from mmkd_jax import export, preprocess, tokenizers
+from mmkd_jax.cli import main
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import pickles, state_dict
 from mmkd_jax.models.dual_encoder import DualEncoder
@@ -190,6 +191,17 @@ def test_other_weights_are_not_reproduced(pubmed, tmp_path):
     page = samples.page("pubmed", write_weights(tmp_path / "weights", PUBMED, seed=1), pubmed / "pubmed")
     assert "image: NOT reproduced" in page
     assert "text: NOT reproduced" in page
+
+
+def test_the_command_prints_the_page_or_says_what_is_wrong(pubmed, tmp_path, capsys):
+    words = ["teachers", "verify", "pubmed", "--weights", str(pubmed / "weights-pubmed"), "--samples"]
+    assert main([*words, str(pubmed / "pubmed")]) == 0
+    page = samples.page("pubmed", pubmed / "weights-pubmed", pubmed / "pubmed")
+    assert capsys.readouterr().out == page + "\n"
+    assert main([*words, str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "meta.jsonl does not exist; give the folder of published samples" in message
+    assert message.count("\n") == 1
 
 
 def test_what_has_no_features_is_said(pubmed, tmp_path):

@@ -18,7 +18,8 @@ PMC_CLIP = Facts(
         source="https://github.com/WeixiongLin/PMC-CLIP",
         modalities=ALL,
     ),
-    weights="checkpoint.pt of the data set axiong/pmc_oa (keys begin with `module.`); vocab.txt is PubMedBERT's",
+    weights="of the data set axiong/pmc_oa: checkpoint.pt (keys begin with `module.`), or the folder of "
+    "image_encoder(resnet50).pth, text_encoder.pth and text_projection_layer.pth; vocab.txt is PubMedBERT's",
     facts=(
         known("ModifiedResNet [3, 4, 6, 3] of width 64, attention pool to 768, 224 px", TRAINING),
         known("PubMedBERT, context 77, a bare text projection, OpenAI's mean and std", TRAINING),
