@@ -276,9 +276,9 @@ def test_probe_equals_newtons_solution_of_its_objective():
         value = 0.5 * (weights**2).sum() + strength * (logsumexp(logits, axis=1) - logits[np.arange(90), y]).sum()
         return value, np.concatenate([(weights + strength * z.T @ wrong).ravel(), strength * wrong.sum(0)])
 
-    flat = minimize(objective, np.zeros(21), jac=True, options={"gtol": 1e-9}).x
+    flat = minimize(objective, np.zeros(21), jac=True, options={"gtol": 1e-12}).x
     reference = softmax(z @ flat[:18].reshape(6, 3) + flat[18:], 1)
-    np.testing.assert_allclose(linear_probe._scores(linear_probe._model(0.01), x, y, x, 3), reference, atol=2e-3)
+    np.testing.assert_allclose(linear_probe.scores(x, y, x, 3, 0.01), reference, atol=1e-7)
 
 
 def test_probe_learns_and_shuffled_labels_do_not():
@@ -311,10 +311,10 @@ def test_probe_chooses_by_the_loss_and_stops_when_it_rises():
     search = linear_probe.choose(x, y, fitted, held, 3)
     assert list(search) == list(linear_probe.STRENGTHS[: len(search)])
     for strength, found in search.items():
-        cold = linear_probe._model(strength)  # fitted from zero, not from the solution for the C before
-        scores = linear_probe._scores(cold, x[fitted], y[fitted], x[held], 3)
+        # fitted from zero, not from the solution for the C before
+        scores = linear_probe.scores(x[fitted], y[fitted], x[held], 3, strength)
         counts = np.bincount(y[held])[y[held]]
-        assert found == pytest.approx(log_loss(y[held], scores, sample_weight=1 / counts), rel=0.05)
+        assert found == pytest.approx(log_loss(y[held], scores, sample_weight=1 / counts), rel=1e-4)
     assert min(search.values()) < 0.9 * np.log(3)
     noise = np.random.default_rng(0).permutation(y)
     search = linear_probe.choose(x, noise, fitted, held, 3)

@@ -3,19 +3,17 @@
 Features are standardised by the training rows. The inverse strength C of the L2 penalty is chosen by the log-loss,
 averaged by class, on a held-out part of the training rows (whole groups, stratified by class): it tells strengths apart
 where the accuracy of a few dozen rows does not. The model is then refitted on all training rows; the test rows are
-used once. The objective is scikit-learn's: 0.5 |W|^2 + C * sum of losses, intercept free.
+used once. The objective is scikit-learn's, see `logistic`.
 """
 
 import dataclasses
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
-from threadpoolctl import threadpool_limits
 
 from mmkd_jax.errors import InputError
+from mmkd_jax.evals import logistic
 from mmkd_jax.evals.base import EvalSet, TaskData, TaskResult
 from mmkd_jax.evals.zeroshot import classified
 
@@ -34,8 +32,6 @@ class Probe:
 def fit(train, labels, groups, test, classes: int, seed: int = 0) -> Probe:
     """Fits on `train` `[n, width]` with `labels` int `[n]` and `groups` `[n]`, and scores `test` `[m, width]`.
 
-    Runs on one thread: the products are small, and the result does not depend on the machine's number of cores.
-
     Raises:
       InputError: the training rows hold fewer than two classes, or too little to hold a part out.
     """
@@ -44,19 +40,17 @@ def fit(train, labels, groups, test, classes: int, seed: int = 0) -> Probe:
         raise InputError("a linear probe needs training rows of at least two classes")
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(f"training labels run from {labels.min()} to {labels.max()}, there are {classes} classes")
-    with threadpool_limits(1):
-        search = choose(train, labels, *hold_out(labels, groups, seed), classes)
-        best = min(search, key=search.get)  # the first, most regularised, among equals
-        return Probe(_scores(_model(best), train, labels, test, classes), best, search)
+    search = choose(train, labels, *hold_out(labels, groups, seed), classes)
+    best = min(search, key=search.get)  # the first, most regularised, among equals
+    return Probe(scores(train, labels, test, classes, best), best, search)
 
 
 def choose(train, labels, fitted, held, classes: int) -> dict[float, float]:
     """Held-out losses by C, from the strongest penalty on until the loss has risen twice in a row."""
     search: dict[float, float] = {}
-    model = _model(STRENGTHS[0], warm_start=True)
-    for strength in STRENGTHS:
-        model.set_params(C=strength)
-        search[strength] = loss(labels[held], _scores(model, train[fitted], labels[fitted], train[held], classes))
+    known, held_out = standardise(train[fitted], train[held])
+    for model in logistic.path(known, labels[fitted], STRENGTHS):
+        search[model.strength] = loss(labels[held], model.probabilities(held_out, classes))
         losses = list(search.values())
         if len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]:
             break
@@ -85,20 +79,19 @@ def hold_out(labels, groups, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return usable[0]
 
 
-def _model(strength: float, **options) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=1000, tol=1e-4, **options)
-
-
-def _scores(model: LogisticRegression, train, labels, test, classes: int) -> np.ndarray:
-    """Fits `model` and gives probabilities `[m, classes]`; a class without training rows gets 0."""
+def standardise(train, test) -> tuple[np.ndarray, np.ndarray]:
+    """Both less the mean of `train` `[n, width]` and over its deviation, float64; what is constant there becomes 0."""
+    train, test = np.asarray(train, np.float64), np.asarray(test, np.float64)
     mean, deviation = train.mean(axis=0), train.std(axis=0)
     deviation[deviation == 0] = 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # separable rows at large C: as good as it gets
-        model.fit((train - mean) / deviation, labels)
-    scores = np.zeros((len(test), classes))
-    scores[:, model.classes_] = model.predict_proba((test - mean) / deviation)
-    return scores
+    return (train - mean) / deviation, (test - mean) / deviation
+
+
+def scores(train, labels, test, classes: int, strength: float) -> np.ndarray:
+    """Probabilities `[m, classes]` of the rows `test` by a fit on `train`; a class without training rows gets 0."""
+    train, test = standardise(train, test)
+    (model,) = logistic.path(train, labels, [strength])
+    return model.probabilities(test, classes)
 
 
 def applies(one: EvalSet) -> bool:
