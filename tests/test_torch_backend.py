@@ -140,6 +140,20 @@ def test_swin_is_read_under_the_names_of_both_generations(tmp_path):
         read(model.spec, tmp_path / "extra.pt", first | {name: torch.zeros(48)})
 
 
+def test_the_three_files_of_pmc_clip_are_one_model(tmp_path):
+    model = published.make("pmc_clip")
+    for prefix, file in (("visual.", "image_encoder(resnet50).pth"), ("text_encoder.", "text_encoder.pth")):
+        part = {key.removeprefix(prefix): value for key, value in model.tensors.items() if key.startswith(prefix)}
+        torch.save(part, tmp_path / file)
+    torch.save(model.tensors["text_projection"], tmp_path / "text_projection_layer.pth")
+    towers = files.load(model.spec, io.as_path(tmp_path / "image_encoder(resnet50).pth"))
+    images, text = inputs(model.spec)
+    wanted = model.features(images, text)
+    assert relative_difference(towers.encode_image(images), wanted[0]) < 2e-6
+    assert relative_difference(towers.encode_text(text.ids, text.mask), wanted[1]) < 2e-6
+    assert towers.logit_scale == pytest.approx(np.exp(4.4292), rel=1e-6)
+
+
 @pytest.mark.parametrize("family", ["pmc_clip", "medclip_resnet"])
 def test_old_names_of_norms_are_read(family, tmp_path):
     model = published.make(family)

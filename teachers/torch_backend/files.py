@@ -32,20 +32,11 @@ def read(file: epath.Path) -> dict[str, Any]:
     """The floating-point tensors of a file under their names, without the prefixes that training wrappers add.
 
     torch reads what it reads (of pickles: tensors only). The rest goes to this project's reader, which takes training
-    checkpoints that hold more than tensors, and says what is wrong with a file that it refuses.
+    checkpoints that hold more than tensors and models in several files, and says why it refuses a file.
     """
     torch = need("torch")
-    try:
-        if file.suffix == ".safetensors":
-            found = need("safetensors.torch").load(file.read_bytes())
-        elif weights.is_divided(file):
-            raise ValueError("one of several files that are one model")
-        else:
-            with file.open("rb") as opened:
-                found = _unwrapped(torch.load(opened, map_location="cpu", weights_only=True))
-        if not found:
-            raise ValueError("no tensors")
-    except Exception:
+    found = {} if weights.is_divided(file) else _read_by_torch(file)
+    if not found:
         arrays = weights.read_tensors(file)
         found = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in arrays.items() if _real(value)}
     found = {key: value for key, value in found.items() if value.is_floating_point()}
@@ -81,6 +72,17 @@ def fill(model: Any, tensors: dict[str, Any], spec: ModelSpec, layout: str) -> N
         raise InputError(f"torch's {spec.name} does not take these weights: {'; '.join(problems[:8])}{more}")
     model.load_state_dict(given, strict=False)  # what it may miss are buffers of integers
     model.requires_grad_(False).eval()
+
+
+def _read_by_torch(file: epath.Path) -> dict[str, Any]:
+    """The tensors of a file that torch opens, none of one that it refuses for whatever reason."""
+    try:
+        if file.suffix == ".safetensors":
+            return need("safetensors.torch").load(file.read_bytes())
+        with file.open("rb") as opened:
+            return _unwrapped(need("torch").load(opened, map_location="cpu", weights_only=True))
+    except Exception:
+        return {}
 
 
 def _unwrapped(root: Any) -> dict[str, Any]:
