@@ -48,11 +48,12 @@ def train(folder: pathlib.Path, key: str) -> None:
     hold(LINES)
 
 
-def evaluate(folder: pathlib.Path, key: str) -> None:
-    """Rows of one set, with an interval."""
+def evaluate(folder: pathlib.Path, key: str, pairs: str) -> None:
+    """Rows of two sets, or of another one `elsewhere`, with intervals."""
     hold(0)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for dataset in ("first", "second"):
+    for dataset in ("third",) if pairs == "elsewhere" else ("first", "second"):
         value = number(key, dataset)
         about = {"model": "student", "checkpoint": str(folder), "dataset": dataset, "task": "zeroshot"}
         span = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 9, "seed": 0, "context": {}}
@@ -66,8 +67,8 @@ def main(words: list[str]) -> int:
         file.write(" ".join(words) + "\n")
     options = dict(zip(words[1::2], words[2::2])) if words[0] == "eval" else {}
     if words[0] == "eval":
-        folder = pathlib.Path(options["--out"])
-        evaluate(folder, folder.name)
+        key = pathlib.Path(options["--checkpoint"].removeprefix("student=")).name
+        evaluate(pathlib.Path(options["--out"]), key, options["--pairs"])
     else:
         folder = pathlib.Path(words[words.index("--workdir") + 1])
         if "fails" in folder.name:

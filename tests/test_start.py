@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_fixtures as tiny
+from test_placement import quiet_step
 
 from mmkd_jax import cli, io
+from mmkd_jax import config as configs
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import state_dict, weights
-from mmkd_jax.train import checkpoint, loop, optim, setup, sharding, start
+from mmkd_jax.train import checkpoint, folder, loop, optim, setup, sharding, start
 from mmkd_jax.train import state as states
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -159,6 +161,52 @@ def test_told_so_a_run_goes_on_with_other_data_and_records_both(tmp_path):
     made = io.read_json(run / "provenance.json")
     assert made["data"] != made["before"]["data"]
     assert checkpoint.load_meta(run)["data"] == io.json_form(made["data"])
+
+
+# One value that is not the smoke config's for each field that may change, in the order of `folder.FREE`.
+FREE = (
+    "name=other", "watchdog=1.0", "wandb=x", "log_every=3", "save_every=3", "save_minutes=1.0", "keep=5",
+    "best=min:loss", "unsharded=1.0", "remat=full", "data.pairs=/moved", "data.threads=2", "features=/moved",
+    "routing=/moved", "mesh.data=4", "mesh.fsdp=2", "mesh.tensor=2", "mesh.slices=2", "sharding=(('.*', ()),)",
+)  # fmt: skip
+
+
+def test_a_run_goes_on_with_other_fields_where_they_change_no_result(tmp_path):
+    """All fields but a list may not change; and those of the list are there."""
+    config = tiny.stage2("plus", *SMALL)
+    job = setup.build(config)
+    now = folder.record(config, job)
+    io.write_json(io.as_path(tmp_path) / folder.CONFIG, now)
+    for change in FREE:
+        other = tiny.stage2("plus", *SMALL, f"--config.{change}")
+        assert folder.record(other, job)["config"] != now["config"], change
+        folder.refuse_another(io.as_path(tmp_path), folder.record(other, job))
+    changed = {change.partition("=")[0] for change in FREE}
+    for name in configs._fields(config):
+        other = io.json_form(now)
+        *sections, last = name.split(".")
+        section = other["config"]
+        for part in sections:
+            section = section[part]
+        section[last] = "another"
+        if name in changed or name == "data.other_set":  # which says that other data are wanted
+            folder.refuse_another(io.as_path(tmp_path), other)
+        else:
+            with pytest.raises(InputError, match=f"another config.{name} "):
+                folder.refuse_another(io.as_path(tmp_path), other)
+    assert "spikes.action" not in changed
+
+
+def test_a_run_that_goes_on_otherwise_records_both(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "make_step", quiet_step)
+    loop.run(tiny.stage1(*SMALL, "--config.batch=8"), tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "4" / "commit_success.txt").unlink()
+    loop.run(
+        tiny.stage1(*SMALL, "--config.watchdog=1.0", "--config.mesh.fsdp=2", "--config.unsharded=1.0"), tmp_path / "run"
+    )
+    assert io.read_json(tmp_path / "run" / "config.json")["config"]["watchdog"] == 1.0
+    assert "before" in io.read_json(tmp_path / "run" / "provenance.json")
+    assert (tmp_path / "run" / "sharding.txt").read_text().startswith("mesh: data 4, fsdp 2,")
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path, capsys):

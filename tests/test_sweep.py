@@ -680,6 +680,31 @@ def test_a_table_of_a_half_made_sweep_says_what_is_missing(workers, tmp_path):
     assert "&lt;b&gt;one" in page
 
 
+def test_scored_in_another_way_no_older_number_stays(written, workers, tmp_path):
+    """Half a sweep is scored on one set, then all of it on another."""
+    half = CONFIG.replace("range(2)", "range(1)")
+    before = plan.load(written(half), [], tmp_path / "out")
+    assert runner.run(before, [{}]) == []
+    assert {value["dataset"] for value in table.collect(before)["runs"][0]["values"]} == {"first", "second", "mean", ""}
+    after = plan.load(written(CONFIG.replace("somewhere", "elsewhere")), [], tmp_path / "out")
+    assert not any(runner.is_done(after, one) for one in after.runs)
+    assert runner.run(after, [{}]) == []
+    runs = table.collect(after)["runs"]
+    assert len(runs) == 6
+    assert all({value["dataset"] for value in one["values"]} == {"third", ""} for one in runs)
+    assert table.collect(before)["runs"] == []  # what is whole by other commands is not whole by these
+
+
+def test_fields_that_change_no_result_may_change_between_parts_of_a_sweep(tmp_path):
+    def load(*more):
+        return plan.load(f"{tiny.CONFIGS}/sweeps/learning_rate.py:smoke", tiny.overrides(*more), tmp_path / "out")
+
+    plan.claim(load())
+    plan.claim(load("--config.watchdog=1.0", "--config.mesh.fsdp=2"))
+    with pytest.raises(InputError, match=r"another config\.spikes\.action"):
+        plan.claim(load("--config.spikes.action=skip"))
+
+
 def test_the_command_names_what_failed(written, tmp_path, monkeypatch, workers, capsys):
     monkeypatch.setattr(devices, "groups", lambda each: [{}])
     address = written(CONFIG.replace('"name": "toy",', '"name": "toy", "t": "",').replace(

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from mmkd_jax import config as configs
 from mmkd_jax import io
 from mmkd_jax.errors import InputError
+from mmkd_jax.train.folder import FREE
 
 SCHEMA = 1
 LONGEST = 100  # characters of a run's name
@@ -46,9 +47,11 @@ class Run(Task):
 
     Attributes:
       overrides: the fields that make it.
+      scores: the folder of its results below the sweep's, named after how it is scored; "" for not at all.
     """
 
     overrides: Mapping[str, Any]
+    scores: str = ""
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -106,9 +109,11 @@ def load(address: str, overrides: Sequence[str], workdir: str | os.PathLike) -> 
         folder = os.fspath(workdir / "runs" / name)
         commands = [("train", "--config", address, "--workdir", folder, *words)]
         scored = _call(path, module.evaluate, config, Sequence) if hasattr(module, "evaluate") else ()
+        scores = f"runs/{name}/eval-{io.hash_of(list(map(str, scored)))[:8]}" if scored else ""
         if scored:
-            commands.append(("eval", "--checkpoint", f"student={folder}", "--out", folder, *map(str, scored)))
-        runs.append(Run(f"runs/{name}", tuple(commands), dict(one)))
+            out = os.fspath(workdir / scores)
+            commands.append(("eval", "--checkpoint", f"student={folder}", "--out", out, *map(str, scored)))
+        runs.append(Run(f"runs/{name}", tuple(commands), dict(one), scores))
     return Plan(workdir, configs.to_dict(base), tuple(shared.values()), tuple(runs))
 
 
@@ -123,7 +128,7 @@ def claim(plan: Plan) -> None:
     if path.exists():
         before, after = _flat(io.read_json(path)["config"]), _flat(config)
         for field in sorted(before.keys() | after.keys()):
-            if before.get(field) != after.get(field):
+            if before.get(field) != after.get(field) and not re.search(FREE, f"config.{field}"):
                 change = f"config.{field} ({before.get(field)!r}, now {after.get(field)!r})"
                 raise InputError(f"{plan.workdir} holds a sweep with another {change}; use another --workdir")
     runs = {run.name: run.overrides for run in plan.runs}

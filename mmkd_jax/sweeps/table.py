@@ -142,7 +142,7 @@ def _label(setting: Mapping[str, Any]) -> str:
 def _values(plan: Plan, run: Run) -> list[dict[str, Any]]:
     """What a run ended with: its result rows, their mean over classified sets, and its last logged numbers."""
     folder = plan.workdir / run.name
-    rows = results.load(folder / "results.json") if (folder / "results.json").exists() else []
+    rows = results.load(plan.workdir / run.scores / "results.json") if run.scores else []
     values = [{k: row[k] for k in ("task", "dataset", "metric", "value", "low", "high")} for row in rows]
     grouped: dict[tuple[str, str], list[float]] = {}
     for value in values:

@@ -18,6 +18,12 @@ from mmkd_jax.train.provenance import provenance
 from mmkd_jax.train.setup import Job
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
+# What may differ whenever a run goes on: it changes no result but by rounding, or is a place whose content is hashed in
+# the record's `data`. (How far a roll-back goes depends on `save_every`.)
+FREE = (
+    r"^config\.((name|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|data\.(pairs|threads)"
+    r"|features|routing)$|(mesh|sharding)(\.|$))"
+)
 # What may differ where `config.data.other_set` says that a run goes on with other data.
 DATA_FIELDS = r"^(data|config\.(data|features|teachers|routing))(\.|$)"
 
@@ -51,7 +57,7 @@ def refuse_another(workdir: epath.Path, now: dict[str, Any]) -> None:
         return
     told = now["config"]["data"]["other_set"]
     for name, before, after in differences(io.read_json(workdir / CONFIG), io.json_form(now)):
-        if told and re.search(DATA_FIELDS, name):
+        if re.search(FREE, name) or (told and re.search(DATA_FIELDS, name)):
             continue
         advice = "use another --workdir, or that config"
         if re.search(DATA_FIELDS, name):
@@ -66,7 +72,7 @@ def claim(workdir: epath.Path, now: dict[str, Any]) -> None:
     if jax.process_index() != 0 or before == io.json_form(now):
         return
     made = {**provenance(now["data"]), "started": time.time()}
-    if before is not None:  # told to go on with other data
+    if before is not None:  # it goes on with other data, or otherwise
         made["before"] = io.read_json(workdir / PROVENANCE)
     io.write_json(workdir / PROVENANCE, made)
     io.write_json(path, now)
