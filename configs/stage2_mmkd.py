@@ -48,6 +48,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = "distill"
     config.features = ""  # a folder with one feature set a teacher
     config.teachers = ()  # names; none: all that are there
+    config.selection = (
+        ""  # a file that says which teachers each pair keeps (mmkd features select); "": all that are there
+    )
     config.routing = ""  # a JSON file with weights by modality and teacher; "": all alike
     config.maps = ""  # a folder with a target map a teacher (mmkd features map); "": as the recipe says
     config.fresh = ("/projection/", "^heads/", "^icl_scale$")

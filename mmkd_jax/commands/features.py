@@ -3,6 +3,7 @@
 mmkd features show features/biomedclip
 mmkd features verify features --pairs sets/pairs
 mmkd features route features --pairs sets/pairs --rows dev --out routing.json
+mmkd features select features --pairs sets/pairs --by rank --out selection.npz
 mmkd features map features --kind phi_s --out maps
 """
 
@@ -16,21 +17,27 @@ HELP = "show, verify or summarise stored features of teachers; measure a routing
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|stats|route|map")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="show|verify|stats|select|route|map")
     for name, does in {
         "show": "print the manifest",
         "verify": "read everything and compare it with the manifest",
         "stats": "print how the features are spread",
+        "select": "decide which teachers each pair keeps, for --config.selection of stage 2",
         "route": "measure weights by modality and teacher, for --config.routing of stage 2",
         "map": "fit each teacher's target map, one file a teacher",
     }.items():
         action = actions.add_parser(name, help=does, description=does)
         action.add_argument("path", metavar="DIR", help="a feature set, or a folder of several")
         action.add_argument(
-            "--pairs", metavar="DIR", required=name == "route", help="the set of pairs that they must belong to"
+            "--pairs",
+            metavar="DIR",
+            required=name in ("route", "select"),
+            help="the set of pairs that they must belong to",
         )
         if name == "route":
             _configure_route(action)
+        if name == "select":
+            _configure_select(action)
         if name == "map":
             action.add_argument("--kind", required=True, metavar="KIND", help=f"of {', '.join(MAPS)}")
             action.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
@@ -50,8 +57,16 @@ def _configure_route(action: argparse.ArgumentParser) -> None:
     )
 
 
+def _configure_select(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--out", required=True, metavar="FILE.npz", help="where to write the selection")
+    action.add_argument("--by", default="all", metavar="TEST", help="all, cosine, quantile, rank, modality or outline")
+    action.add_argument("--threshold", type=float, default=0.0, metavar="T", help="of cosine, quantile or rank")
+    action.add_argument("--pool", type=int, default=64, metavar="N", help="pairs that a caption is ranked among")
+    action.add_argument("--seed", type=int, default=0, help="of the pools")
+
+
 def run(args: argparse.Namespace) -> None:
-    """Prints one JSON object a feature set; `route` and `map` write what they measure and print a line each."""
+    """Prints one JSON object a feature set; `select`, `route` and `map` write what they find and print a table."""
     from mmkd_jax import io
     from mmkd_jax.data.features import FeatureSet
     from mmkd_jax.data.pairs import PairsSet
@@ -62,6 +77,9 @@ def run(args: argparse.Namespace) -> None:
     found = (FeatureSet.open(path, pairs) for path in [file.parent for file in inside] or [root])
     if args.action == "route":
         _route(args, pairs, {features.teacher: features for features in found})
+        return
+    if args.action == "select":
+        _select(args, pairs, {features.teacher: features for features in found})
         return
     if args.action == "map":
         _map(args, {features.teacher: features for features in found})
@@ -87,6 +105,23 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
         print(
             f"{modality:20} {count:6} pairs  {_told(record['weights'].get(modality), record['strength'].get(modality))}"
         )
+
+
+def _select(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
+    from mmkd_jax import io
+    from mmkd_jax.data.select import select
+    from mmkd_jax.errors import InputError
+
+    out = io.as_path(args.out)
+    if out.exists():
+        raise InputError(f"{out} exists; choose another --out")
+    selection = select(pairs, features, args.by, threshold=args.threshold, pool=args.pool, seed=args.seed)
+    selection.save(out)
+    print(f"{'kept pairs':20} {'  '.join(f'{name:>12}' for name in selection.teachers)}")
+    for modality, counts in selection.counts(pairs).items():
+        print(f"{modality:20} {'  '.join(f'{counts[name]:12}' for name in selection.teachers)}")
+    print(f"{'all':20} {'  '.join(f'{n:12}' for n in selection.kept.sum(axis=0))}")
+    print(f"{selection.kept.sum(axis=1).mean():.2f} of {len(selection.teachers)} teachers a pair; {args.by}, {out}")
 
 
 def _map(args: argparse.Namespace, features: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from mmkd_jax.batch import TextBatch
 from mmkd_jax.data.order import Order
 from mmkd_jax.data.pairs import Pair, PairsSet
 from mmkd_jax.data.rows import RowIndex
+from mmkd_jax.data.selection import Selection
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError
 
@@ -35,6 +36,7 @@ class Batches:
       tokenizer: `texts -> TextBatch` with `int32 [n, context]`.
       rows: which rows to use; by default all.
       features: stored features by teacher.
+      selection: which of them a pair keeps; by default all.
       block, window: of the block shuffle, see `order.Order`.
       caption: `first` of a pair, or a `random` one a visit.
       process: (index, count); the process's slice of a batch is the index-th of count equal parts.
@@ -54,6 +56,7 @@ class Batches:
         tokenizer,
         rows: RowIndex | None = None,
         features: dict[str, Any] | None = None,
+        selection: Selection | None = None,
         block: int = 256,
         window: int = 16,
         caption: str = "first",
@@ -66,6 +69,7 @@ class Batches:
             raise InputError(f"caption {caption!r} is not one of {', '.join(CAPTIONS)}")
         self.pairs, self.batch_size, self.seed, self.policy = pairs, batch, seed, policy
         self.image_size, self.caption, self.features = image_size, caption, dict(sorted((features or {}).items()))
+        self._selection = None if selection is None else selection.check(pairs, list(self.features))
         self._rows = None if rows is None else pairs.checked(rows)
         self.size = len(pairs) if rows is None else len(rows)
         if not self.size:
@@ -84,6 +88,7 @@ class Batches:
             "rows": None if self._rows is None else self._rows.hash,
             "size": self.size,
             "features": {name: f.hash for name, f in self.features.items()},
+            **({} if self._selection is None else {"selection": self._selection.hash}),
             "policy": self.policy.hash,
             "order": [self.batch_size, self.seed, self._order.block, self._order.window, self.caption],
         }
@@ -114,7 +119,7 @@ class Batches:
             "image": np.stack([self._image(pair, int(k)) for pair, k in zip(pairs, views)]),
             "text": TextBatch(*(np.concatenate(parts) for parts in zip(*texts))),
             "modality": self.pairs.table["modality"][rows].astype(np.int32),
-            "targets": {name: f.read(rows, views, chosen) for name, f in self.features.items()},
+            "targets": {name: self._targets(name, rows, views, chosen) for name in self.features},
         }
 
     def iterate(
@@ -154,6 +159,13 @@ class Batches:
             return self.policy.render(preprocess.decode(pair.image), pair.id, view, self.image_size)
         except InputError as error:
             raise InputError(f"pair {pair.id} of {self.pairs.path}: {error}") from error
+
+    def _targets(self, name: str, rows: np.ndarray, views: np.ndarray, captions: np.ndarray) -> dict[str, np.ndarray]:
+        """What one teacher says of the rows, as far as the selection keeps it."""
+        found = self.features[name].read(rows, views, captions)
+        if self._selection is not None:
+            found["present"] = found["present"] & self._selection.of(name)[rows]
+        return found
 
     def _common_views(self) -> int | None:
         """Number of stored views, None without features."""

@@ -14,6 +14,7 @@ from mmkd_jax import io, registry, tokenizers
 from mmkd_jax.data.batches import Batches
 from mmkd_jax.data.features import FeatureSet
 from mmkd_jax.data.pairs import PairsSet
+from mmkd_jax.data.selection import Selection
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.specs import ModelSpec
@@ -67,6 +68,7 @@ def build(config: ConfigDict) -> Job:
         tokenizer=tokenizer,
         rows=rows,
         features=features or None,
+        selection=Selection.load(config.selection) if config.get("selection") else None,
         block=config.data.block,
         window=config.data.window,
         caption=config.data.caption,
