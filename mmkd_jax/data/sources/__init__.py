@@ -17,7 +17,7 @@ from typing import Any
 from mmkd_jax import registry
 from mmkd_jax.errors import InputError, near
 
-TABLE = {name: f"mmkd_jax.data.sources.{name}" for name in ("webdataset", "jsonl", "sample")}
+TABLE = {name: f"mmkd_jax.data.sources.{name}" for name in ("webdataset", "jsonl", "sample", "mmkd_release")}
 
 
 @dataclasses.dataclass(frozen=True)
