@@ -57,22 +57,9 @@ def import_features(
     out = io.make_workdir(out)
     names = sorted({name for _, line in samples.values() for name in line.teachers})
     widths = _widths(samples, names)
+    licences = licences or {}
     writers = {
-        (space, name): FeatureWriter(
-            out / space / name,
-            pairs,
-            teacher=name,
-            width=width,
-            views=1,
-            policy=ViewPolicy("center"),
-            license=(licences or {}).get(name, "unknown"),
-            weights_hash="published features",
-            preprocess_hash="published features",
-            logit_scale=SCALE,
-            space=space,
-            norm=SPACES[space][1],
-            dtype="float32",
-        )
+        (space, name): _writer(out, pairs, space, name, width, licences.get(name, "unknown"))
         for (space, name), width in widths.items()
     }
     kept, problems = np.zeros((len(pairs), len(names)), bool), []
@@ -94,6 +81,24 @@ def import_features(
         "kept": dict(zip(names, kept.sum(axis=0).tolist(), strict=True)),
         "problems": dict(Counter(problem["reason"] for problem in problems)),
     }
+
+
+def _writer(out: epath.Path, pairs: PairsSet, space: str, name: str, width: int, license: str) -> FeatureWriter:
+    return FeatureWriter(
+        out / space / name,
+        pairs,
+        teacher=name,
+        width=width,
+        views=1,
+        policy=ViewPolicy("center"),
+        license=license,
+        weights_hash="published features",
+        preprocess_hash="published features",
+        logit_scale=SCALE,
+        space=space,
+        norm=SPACES[space][1],
+        dtype="float32",
+    )
 
 
 def _samples(inputs: Sequence[str], pairs: PairsSet) -> dict[int, tuple[epath.Path, Line]]:
