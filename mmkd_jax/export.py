@@ -4,7 +4,8 @@
   `config.json`. open_clip 3.3 takes a BERT's config from `hf_model_name`, which it does not look for in the folder it
   loads: the card says what that means.
 - `hf`: Hugging Face's `CLIPModel` with processor and tokenizer; it has no BERT.
-- `unimed`: a file for the code of UniMed-CLIP and MMKD-CLIP, whose names of weights it has.
+- `unimed`: a file for the code of UniMed-CLIP and MMKD-CLIP, whose names of weights it has; beside it BERT alone, which
+  that code reads first.
 
 Each holds `README.md` (the card) and `mmkd_spec.json` with what foreign configs have no place for: name, licence,
 source, modalities, and whether pictures become RGB before resizing.
@@ -148,11 +149,19 @@ def _unimed(spec: ModelSpec, tokenizer: Tokenizer, place: str) -> dict[str, Any]
     return {open_clip.BERT_CONFIG: open_clip.bert_config(spec.text)}
 
 
+def _write_unimed(path: epath.Path, tensors: Tensors) -> None:
+    """The file, and BERT as transformers' `AutoModel.from_pretrained` wants it, whose values the file then replaces."""
+    prefix = "text_encoder.transformer."
+    bert = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    weights.write_tensors(path.parent / "model.safetensors", bert)
+    pickles.write(path, tensors)
+
+
 # Form -> layout, name of the file, what writes it, and what makes the configs beside it.
 FORMS: dict[str, tuple[str, str, Callable[[epath.Path, Tensors], None], Callable[..., dict[str, Any]]]] = {
     "open_clip": ("open_clip", weights.WEIGHTS, weights.write_tensors, _open_clip),
     "hf": ("transformers_clip", "model.safetensors", weights.write_tensors, _transformers),
-    "unimed": ("unimed", "unimed_clip.pt", pickles.write, _unimed),
+    "unimed": ("unimed", weights.UNIMED, _write_unimed, _unimed),
 }
 
 

@@ -132,6 +132,7 @@ def test_the_names_of_unimed_clip_load_strictly(tmp_path):
     """In the two towers that its code is made of, under the names that it gives them."""
     torch = pytest.importorskip("torch", reason="the reference needs torch")
     import model_references as ref
+    import transformers
 
     spec = bert_spec()
     params, tokenizer = model(spec)
@@ -140,6 +141,11 @@ def test_the_names_of_unimed_clip_load_strictly(tmp_path):
     theirs.text_encoder = theirs.text
     del theirs.text
     theirs.load_state_dict(torch.load(out / "unimed_clip.pt", weights_only=True), strict=True)
+    # Their code begins with BERT from the folder, before it reads the file.
+    bert, found = transformers.AutoModel.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
+    assert not any(found.values())
+    for key, value in bert.state_dict().items():
+        torch.testing.assert_close(value, theirs.text_encoder.transformer.state_dict()[key], rtol=0, atol=0)
     theirs.text = theirs.text_encoder
     ids = tokenizer(CAPTIONS).ids
     assert max(parity(spec, params, tokenizer, theirs, lambda _: torch.from_numpy(ids.astype(np.int64)))) <= 2e-5

@@ -11,8 +11,9 @@ from mmkd_jax.errors import InputError
 from mmkd_jax.models import pickles
 from mmkd_jax.models.state_dict import Tensors
 
-WEIGHTS = "open_clip_model.safetensors"
-NAMES = (  # open_clip's order of preference, then what Hugging Face's older folders hold
+WEIGHTS, UNIMED = "open_clip_model.safetensors", "unimed_clip.pt"
+NAMES = (  # ours for UniMed-CLIP's code, open_clip's in its order, then what Hugging Face's older folders hold
+    UNIMED,
     WEIGHTS,
     "open_clip_pytorch_model.safetensors",
     "model.safetensors",
