@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from mmkd_jax import io, preprocess, tokenizers
@@ -42,8 +43,8 @@ def load(path: str | os.PathLike, *, name: str | None = None, batch: int = 64) -
         context=spec.text.context,
         vocab_size=spec.text.vocab_size,
     )
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), DualEncoder(spec).shapes())
+    whole = NamedSharding(local_mesh(), PartitionSpec())
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), DualEncoder(spec).shapes())
     params = checkpoints.load_params(folder, like)
     return Student(name or spec.name, os.fspath(folder), spec, params, tokenizer, meta, batch)
 
@@ -129,21 +130,39 @@ def open_picture(image: Picture) -> Image.Image:
         raise InputError(f"{path}: {error}") from error
 
 
+def local_mesh() -> Mesh:
+    """The accelerators of this process in a row: parameters lie whole on each, samples are divided among them.
+
+    Of a CPU's devices (there are several only where XLA_FLAGS asks for them) it takes one: they share its cores.
+    """
+    devices = jax.local_devices()
+    return Mesh(np.asarray(devices[:1] if devices[0].platform == "cpu" else devices), ("sample",))
+
+
+def everywhere(params: Any) -> Any:
+    """Parameters (NumPy) whole on each device of `local_mesh`, as `in_batches` wants what `encode` holds."""
+    return jax.device_put(params, NamedSharding(local_mesh(), PartitionSpec()))
+
+
 def in_batches(encode: Callable[[Any], jax.Array], inputs: Any, batch: int) -> np.ndarray:
     """`encode` over `inputs` (an array or a tuple of arrays, first dimension = samples) at one fixed batch size.
 
+    Each batch is divided among the devices of `local_mesh`; one that is no multiple of their number becomes the next.
     The last batch is filled up with its own first row, so that there is one compilation and a sample's result does
     not depend on how many others there are.
     """
     count = len(jax.tree.leaves(inputs)[0])
     if count == 0:
         raise InputError("nothing to encode: give at least one picture or text")
+    mesh = local_mesh()
+    batch += -batch % mesh.size
+    divided = NamedSharding(mesh, PartitionSpec("sample"))
     parts = []
     for start in range(0, count, batch):
         part = jax.tree.map(lambda x, start=start: x[start : start + batch], inputs)
         size = len(jax.tree.leaves(part)[0])
         filled = jax.tree.map(lambda x, size=size: np.concatenate([x, np.repeat(x[:1], batch - size, axis=0)]), part)
-        parts.append(np.asarray(encode(filled))[:size])
+        parts.append(np.asarray(encode(jax.device_put(filled, divided)))[:size])
     return np.concatenate(parts)
 
 

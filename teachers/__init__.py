@@ -117,7 +117,7 @@ def _published(
         teacher = functools.partial(torch_backend.TorchTeacher, towers=torch_backend.load(spec, file))
     else:
         params = state_dict.to_params(spec, _weights.read_tensors(file) if tensors is None else tensors)
-        teacher = functools.partial(Teacher, params=jax.device_put(params))  # once, not with every micro-batch
+        teacher = functools.partial(Teacher, params=api.everywhere(params))  # once, not with every micro-batch
     text = spec.text
     return teacher(
         name=name,

@@ -2,11 +2,10 @@
 
 import os
 import re
-import socket
 import subprocess
-import sys
 
 import jax
+import processes
 import pytest
 
 from mmkd_jax.errors import InputError
@@ -85,22 +84,20 @@ def test_what_jax_cannot_find_is_one_line_and_a_lone_tpu_goes_on(monkeypatch):
         distributed.start()
 
 
-def free_address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    yield
+    processes.kill_all()
 
 
 def join(address, count, index, program=JOIN, **environ):
     environ = {**os.environ, **environ, "JAX_COORDINATOR_ADDRESS": address}
     environ |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
-    return subprocess.Popen(
-        [sys.executable, "-c", program], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return processes.start(["-c", program], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_missing_host_is_one_line_and_code_2_in_time():
-    address, alone = free_address(), free_address()
+    address, alone = processes.free_address(), processes.free_address()
     first, second = (join(address, 3, i, MMKD_START_SECONDS="4") for i in range(2))
     lost = join(alone, 2, 1, MMKD_START_SECONDS="4")
     says = [process.communicate(timeout=60)[1].strip() for process in (first, second, lost)]
@@ -115,9 +112,9 @@ def test_a_missing_host_is_one_line_and_code_2_in_time():
 
 def test_all_hosts_join(tmp_path):
     program = f"{JOIN}; import jax; print(jax.process_count(), jax.device_count())"
-    address = free_address()
-    processes = [join(address, 2, i, program, XLA_FLAGS="") for i in range(2)]
-    for process in processes:
+    address = processes.free_address()
+    both = [join(address, 2, i, program, XLA_FLAGS="") for i in range(2)]
+    for process in both:
         out, complaint = process.communicate(timeout=120)
         assert (process.returncode, out.split()) == (0, ["joined", "2", "2"]), complaint
 

@@ -4,11 +4,10 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 
 import numpy as np
+import processes
 import pytest
 import train_fixtures as tiny
 from test_train import assert_same
@@ -184,15 +183,17 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    yield
+    processes.kill_all()
+
+
 def launch(workdir, *changes, fault="", **environ):
     command = ["train", "--config", f"{tiny.CONFIGS}/stage1_clip.py:smoke", "--workdir", str(workdir)]
     environ = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tiny.world() / "compiled"), "FAULT": fault, **environ}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *command, *tiny.overrides(*changes)],
-        env=environ,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["-c", PROGRAM, *command, *tiny.overrides(*changes)]
+    return processes.start(words, env=environ, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(process, step):
@@ -231,10 +232,11 @@ def test_real_signals_leave_no_trace(tmp_path):
 
 def pair(workdir, *changes, fault=""):
     """Two processes of one run; `fault` is the second's."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environ = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "MMKD_HEARTBEAT_SECONDS": "10"}
+    environ = {
+        "JAX_COORDINATOR_ADDRESS": processes.free_address(),
+        "JAX_NUM_PROCESSES": "2",
+        "MMKD_HEARTBEAT_SECONDS": "10",
+    }
     environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     faults = ("", fault)
     return [launch(workdir, *changes, **environ, fault=faults[i], JAX_PROCESS_ID=str(i)) for i in range(2)]
@@ -254,10 +256,10 @@ def long_pair(tmp_path_factory):
 @pytest.mark.timeout(1200)
 def test_two_processes_agree_on_the_step_when_one_is_told_to_leave(long_pair, tmp_path):
     changes, whole = long_pair
-    processes = pair(tmp_path / "run", *changes)
-    wait_for(processes[1], 50)
-    processes[1].send_signal(signal.SIGTERM)
-    ends = [ended(process) for process in processes]
+    both = pair(tmp_path / "run", *changes)
+    wait_for(both[1], 50)
+    both[1].send_signal(signal.SIGTERM)
+    ends = [ended(process) for process in both]
     assert [code for code, _ in ends] == [EXIT_PREEMPTED] * 2, [text[-2000:] for _, text in ends]
     said = [[line for line in text.splitlines() if "saving step" in line][-1] for _, text in ends]
     assert said[0] == said[1]
@@ -272,11 +274,11 @@ def test_two_processes_agree_on_the_step_when_one_is_told_to_leave(long_pair, tm
 @pytest.mark.parametrize(("index", "fault"), [(0, ""), (1, ""), (1, "error:90")])
 def test_a_dead_peer_ends_the_other_with_a_stack_and_the_same_command_goes_on(long_pair, tmp_path, index, fault):
     changes, whole = long_pair
-    processes = pair(tmp_path / "run", *changes, fault=fault)
-    said = [wait_for(process, 50) for process in processes]
+    both = pair(tmp_path / "run", *changes, fault=fault)
+    said = [wait_for(process, 50) for process in both]
     if not fault:
-        processes[index].send_signal(signal.SIGKILL)
-    ends = [ended(*both) for both in zip(processes, said)]
+        both[index].send_signal(signal.SIGKILL)
+    ends = [ended(*one) for one in zip(both, said)]
     code, complaint = ends[index]
     assert code == (1 if fault else -signal.SIGKILL)
     assert not fault or "OSError: the disk is gone" in complaint

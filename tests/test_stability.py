@@ -11,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 import train_fixtures as tiny
+from disturbed import Disturbed, poisoning
 from test_train import assert_same
 
 from mmkd_jax import io
 from mmkd_jax.data.batches import Batches
 from mmkd_jax.errors import InputError
-from mmkd_jax.tasks.clip import ClipTask
 from mmkd_jax.train import checkpoint, loop, metrics, rollback, stability
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -95,36 +95,9 @@ def test_where_numbers_stopped_being_finite():
     assert stability.where(jax.device_get(stability.not_finite(PARAMS, PARAMS)), paths) == ""
 
 
-POISON = 99  # a modality that no pair has
-
-
-class Disturbed(ClipTask):
-    """Stage 1 with text gradients that are no numbers in the third step, with a loss a hundred times too large in it,
-    or with such a loss on poisoned batches."""
-
-    how = "nan"
-
-    def objective(self, params, features, batch, step):
-        loss, reports, extra = super().objective(params, features, batch, step)
-        if self.how == "nan":
-            loss += jnp.where(step == 2, jnp.nan, 0.0) * features.text.sum()
-        if self.how == "loud":
-            loss *= jnp.where(step == 2, 100.0, 1.0)
-        if self.how == "poisoned":
-            loss *= jnp.where((batch["modality"] == POISON).any(), 100.0, 1.0)
-        if self.how == "lost":
-            loss *= jnp.where(step >= 2, jnp.nan, 1.0)
-        return loss, reports, extra
-
-
-def disturbed(config, spec, pairs, features):
-    """A task as a config names it."""
-    return Disturbed(spec)
-
-
 def config(*more):
     small = ("--config.model.image.layers=1", "--config.model.text.layers=1", "--config.save_every=4")
-    return tiny.stage1("--config.task=test_stability.disturbed", *small, *more)
+    return tiny.stage1("--config.task=disturbed.disturbed", *small, *more)
 
 
 def test_the_first_bad_step_and_parameter_are_named(tmp_path, monkeypatch):
@@ -165,19 +138,6 @@ BACK = (
 )
 
 
-def poisoning(real, bad=(), left_out=()):
-    """`Batches.batch` over the batches that are not `left_out`; those that are `bad` raise the loss a hundredfold."""
-    kept = [number for number in range(4 * STEPS) if number not in left_out]
-
-    def batch(this, number):
-        made = dict(real(this, kept[number]))
-        if kept[number] in bad:
-            made["modality"] = np.full_like(made["modality"], POISON)
-        return made
-
-    return batch
-
-
 @pytest.fixture
 def poisoned(monkeypatch):
     """A function: from now on, batches of these numbers are poisoned, and others are no part of the set's."""
@@ -207,7 +167,7 @@ def record(run):
     return [(one["step"], one["to"], one["left_out"]) for one in rollback.read(io.as_path(run))]
 
 
-@pytest.mark.parametrize("log_every", [1, 4])
+@pytest.mark.parametrize("log_every", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_a_spike_takes_the_run_back_and_leaves_its_batches_out(tmp_path, poisoned, caplog, log_every):
     """Batch 6 spikes in step 7 (back to 6), batch 10 in step 10, which takes it then (back to 8)."""
     often = f"--config.log_every={log_every}"
@@ -267,7 +227,9 @@ def gone_back(tmp_path_factory, programs_are_made_once):
     return whole
 
 
-@pytest.mark.parametrize("where", ["delete", "record", "restore", "later"])
+@pytest.mark.parametrize(
+    "where", ["record", *(pytest.param(where, marks=pytest.mark.full) for where in ("delete", "restore", "later"))]
+)
 def test_killed_while_it_goes_back_a_run_ends_the_same(gone_back, tmp_path, poisoned, monkeypatch, where):
     poisoned(3)
 

@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+import processes
 import pytest
 import train_fixtures as tiny
 
@@ -118,20 +119,12 @@ def test_one_device_and_eight_give_the_same_loss_and_gradient():
 
 
 def test_two_processes_train_as_one(finished, tmp_path):
-    with __import__("socket").socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "mmkd_jax", "train", "--config", f"{tiny.CONFIGS}/stage1_clip.py:smoke"]
+    command = ["-m", "mmkd_jax", "train", "--config", f"{tiny.CONFIGS}/stage1_clip.py:smoke"]
     command += ["--workdir", str(tmp_path / "run"), *tiny.overrides()]
-    environment = {**os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
-    processes = [
-        subprocess.Popen(command, env={**environment, "JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE)
-        for i in range(2)
-    ]
-    for process in processes:
-        _, complaint = process.communicate(timeout=240)
-        assert process.returncode == 0, complaint.decode()[-2000:]
+    try:
+        processes.succeed(processes.together(command, 2, 4), timeout=240)
+    finally:
+        processes.kill_all()
     mine, theirs = tiny.losses(tmp_path / "run"), tiny.losses(finished)
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose([a[k] for k in sorted(b)], [b[k] for k in sorted(b)], rtol=1e-4)

@@ -40,17 +40,30 @@ def run(args: argparse.Namespace) -> None:
     from mmkd_jax.data.pairs import PairsSet
     from mmkd_jax.errors import InputError
     from mmkd_jax.evals import base, results
+    from mmkd_jax.train import distributed
 
     if not args.checkpoint and not args.teacher:
         raise InputError("nothing to evaluate; give --checkpoint DIR or --teacher NAME=WEIGHTS")
     if args.bootstrap < 1 or args.seed < 0:
         raise InputError("--bootstrap must be at least 1 and --seed not negative")
+    distributed.start()
     tasks = tuple(args.tasks or base.TASKS)
     pairs = PairsSet.open(args.pairs)
     sets = chosen(base.sets_of(pairs, args.prompts), args.sets)
     out = io.make_workdir(args.out)
     if (out / "results.json").exists():
         results.load(out / "results.json")  # refused now rather than after the work
+    with distributed.failing_at_once(()):
+        _score(args, tasks, pairs, sets, out)
+
+
+def _score(args: argparse.Namespace, tasks: tuple[str, ...], pairs, sets: list, out) -> None:
+    """Every model in turn; of several processes, which have the same numbers, the first writes and prints."""
+    import jax
+
+    from mmkd_jax.errors import InputError
+    from mmkd_jax.evals import base, results
+
     seen = set()
     for encoder in _encoders(args.checkpoint, cli.named_weights(args.teacher)):
         if encoder.name in seen:
@@ -60,9 +73,11 @@ def run(args: argparse.Namespace) -> None:
             encoder, pairs, sets, out,
             tasks=tasks, seed=args.seed, bootstrap=args.bootstrap, probe_layer=args.probe_layer,
         )  # fmt: skip
-        results.update(out / "results.json", rows)
-        _print(rows)
-    print(f"{out / 'results.json'}: {len(results.load(out / 'results.json'))} numbers")
+        if jax.process_index() == 0:
+            results.update(out / "results.json", rows)
+            _print(rows)
+    if jax.process_index() == 0:
+        print(f"{out / 'results.json'}: {len(results.load(out / 'results.json'))} numbers")
 
 
 def chosen(sets: list, names: list[str] | None) -> list:

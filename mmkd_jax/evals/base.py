@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from mmkd_jax import registry
@@ -192,8 +193,9 @@ def run(
         for task, module in modules.items():
             if module.applies(one):
                 result = module.evaluate(data)
-                path = results.predictions_path(out, encoder.name, one.name, task)
-                results.save_predictions(path, {"ids": data.ids(one.rows), **result.predictions})
+                if jax.process_index() == 0:  # all have the same
+                    path = results.predictions_path(out, encoder.name, one.name, task)
+                    results.save_predictions(path, {"ids": data.ids(one.rows), **result.predictions})
                 rows += _rows(encoder, one, task, result, seed)
     return results.check(rows)
 

@@ -1,8 +1,10 @@
-"""Features of rows and texts, computed once per encoder in micro-batches of a fixed size."""
+"""Features of rows and texts, computed once per encoder in micro-batches of a fixed size, by all processes together."""
 
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from mmkd_jax import preprocess
@@ -15,7 +17,8 @@ class Features:
     """Unit-norm-free float32 features of one encoder, kept by row and by text.
 
     The last micro-batch is filled up with its last element, so that the encoder sees one shape only and a feature
-    does not depend on what else is evaluated.
+    does not depend on what else is evaluated. Of several processes, which must ask for the same things in the same
+    order, each computes its part of what is missing and gets the others'.
     """
 
     def __init__(self, encoder, pairs, micro_batch: int = 64):
@@ -58,17 +61,27 @@ class Features:
         return preprocess.decode(pair.image)
 
     def _fill(self, keys: list, known: dict, encode: Callable, read: Callable) -> None:
-        name = self.encoder.name
+        if not keys:
+            return
+        index, count = jax.process_index(), jax.process_count()
+        keys = keys + keys[-1:] * (-len(keys) % count)  # as many for each process
+        features = self._encoded(keys[index::count], encode, read)
+        if count > 1:
+            features = multihost_utils.process_allgather(features).swapaxes(0, 1).reshape(len(keys), -1)
+        known.update(zip(keys, features))
+
+    def _encoded(self, keys: list, encode: Callable, read: Callable) -> np.ndarray:
+        name, parts = self.encoder.name, []
         for start in tqdm(range(0, len(keys), self.micro_batch), desc=f"encode {name}", leave=False, disable=None):
-            part = keys[start : start + self.micro_batch]
-            inputs = [read(key) for key in part]
+            inputs = [read(key) for key in keys[start : start + self.micro_batch]]
             filled = inputs + [inputs[-1]] * (self.micro_batch - len(inputs))
             features = np.asarray(encode(filled), np.float32)
             if features.ndim != 2 or len(features) != len(filled):
                 raise InputError(f"{name} gave features of shape {features.shape} for {len(filled)} inputs")
             if not np.isfinite(features).all() or not np.linalg.norm(features, axis=1).all():
                 raise InputError(f"{name} gave features that are not finite or zero; its weights are damaged")
-            known.update(zip(part, features))
+            parts.append(features[: len(inputs)])
+        return np.concatenate(parts)
 
 
 def unit(features: np.ndarray) -> np.ndarray:

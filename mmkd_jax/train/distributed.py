@@ -59,14 +59,14 @@ def start() -> None:
 
 
 @contextlib.contextmanager
-def failing_at_once(alike: type[Exception]) -> Iterator[None]:
+def failing_at_once(alike: type[Exception] | tuple[()]) -> Iterator[None]:
     """What fails in one of several processes ends that process at once, told as the command line tells it.
 
     On its way out it would wait for the others in barriers, and they for it in a collective, all of them alive. Gone,
     it is missed: the runtime ends the others as it does when a machine fails.
 
     Args:
-      alike: an error that all processes raise in the same step, and leave by in order.
+      alike: an error that all processes raise in the same step, and leave by in order; `()` for none.
     """
     try:
         yield
