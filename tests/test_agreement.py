@@ -6,6 +6,7 @@ import data_fixtures as toy
 import numpy as np
 import pytest
 
+from mmkd_jax import cli
 from mmkd_jax.data import agreement, ingest, released
 from mmkd_jax.data.features import FeatureSet
 from mmkd_jax.data.sources import open_source
@@ -24,7 +25,7 @@ def world(tmp_path_factory):
     pairs = toy.make_pairs(root / "pairs", ROWS)
     widths = {"a": 6, "b": 6, "c": 9}
     features = {
-        name: toy.make_features(root / name, pairs, seed, teacher=name, width=width, dtype="float32")
+        name: toy.make_features(root / "features" / name, pairs, seed, teacher=name, width=width, dtype="float32")
         for seed, (name, width) in enumerate(widths.items())
     }
     return pairs, features
@@ -89,6 +90,33 @@ def test_a_teacher_agrees_with_itself_turned_round(world):
     assert found["agreement"] == pytest.approx(1)
     assert found["distances"]["image"] == pytest.approx(1)
     assert abs(found["same"]["image"][1]) < 0.9
+
+
+def test_effective_rank_counts_directions():
+    assert agreement.effective_rank(np.diag([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3)
+    assert agreement.effective_rank(np.diag([1.0, 0.0])) == pytest.approx(1)
+    assert 1 < agreement.effective_rank(np.diag([1.0, 0.1])) < 2
+
+
+def test_command_prints_a_table_and_writes_a_page(world, tmp_path, capsys):
+    pairs, features = world
+    root = str(features["a"].path.parent)
+    command = ["features", "stats", root, "--pairs", str(pairs.path)]
+    assert cli.main([*command, "--out", str(tmp_path / "stats"), "--sample", "20"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    record = agreement.measure(pairs, features, sample=20)
+    assert printed[0].split()[:3] == ["set", "pairs", "width"]
+    assert [line.split()[0] for line in printed[1:4]] == ["a", "b", "c"]
+    assert json.loads((tmp_path / "stats" / "stats.json").read_text()) == record
+    page = (tmp_path / "stats" / "stats.html").read_text()
+    assert "http" not in page
+    for name in (*features, *record["modalities"], "Where each is strong", "How far they agree", "CC0"):
+        assert f">{name}<" in page, name
+    assert f"{record['pairs'][0]['agreement']:.2f}".replace("-", "−") in page
+    assert cli.main(["features", "stats", root]) == 2
+    assert "--pairs" in capsys.readouterr().err
+    assert cli.main([*command, "--sample", "1"]) == 2
+    assert "give at least 2" in capsys.readouterr().err
 
 
 def test_a_sample_is_bounded_and_drawn_by_the_seed(world):

@@ -342,9 +342,5 @@ def test_command(pairs, whole, capsys):
     assert json.loads(capsys.readouterr().out)["teacher"] == "t"
     assert main(["features", "verify", str(whole.path), "--pairs", str(pairs.path)]) == 0
     assert json.loads(capsys.readouterr().out)["whole"] is True
-    assert main(["features", "stats", str(whole.path.parent)]) == 0
-    stats = json.loads(capsys.readouterr().out)
-    assert stats["image"]["count"] == 2 * int((~toy.absent(len(pairs))).sum())
-    assert 1 <= stats["text"]["effective_rank"] <= 6
     assert main(["features", "show", str(pairs.path)]) == 2
     assert "not the manifest of a feature set" in capsys.readouterr().err

@@ -3,15 +3,21 @@
 mmkd features show features/biomedclip
 mmkd features verify features --pairs sets/pairs
 mmkd features route features --pairs sets/pairs --rows dev --out routing.json
+mmkd features stats features --pairs sets/pairs --out stats
 mmkd features select features --pairs sets/pairs --by rank --out selection.npz
 mmkd features map features --kind phi_s --out maps
 """
 
 import argparse
 import json
+import os
 from typing import Any
 
+from mmkd_jax.errors import InputError
+
+PAIRS = ("stats", "select", "route")  # what cannot be told from the features by themselves
 MAPS = ("identity", "unit", "centre", "standardise", "phi_s", "whiten", "autoencoder")
+TWO_SPACES = "*/*/manifest.json"  # native/TEACHER and projected/TEACHER, as imported
 HELP = "show, verify or summarise stored features of teachers; measure a routing table or fit target maps from them"
 
 
@@ -21,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name, does in {
         "show": "print the manifest",
         "verify": "read everything and compare it with the manifest",
-        "stats": "print how the features are spread",
+        "stats": "compare teachers: lengths, spread, where each finds its captions, how far they agree",
         "select": "decide which teachers each pair keeps, for --config.selection of stage 2",
         "route": "measure weights by modality and teacher, for --config.routing of stage 2",
         "map": "fit each teacher's target map, one file a teacher",
@@ -31,11 +37,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--pairs",
             metavar="DIR",
-            required=name in ("route", "select"),
+            required=name in PAIRS,
             help="the set of pairs that they must belong to",
         )
         if name == "route":
             _configure_route(action)
+        if name == "stats":
+            action.add_argument("--out", metavar="DIR", help="folder for stats.html and stats.json")
+            action.add_argument("--sample", type=int, default=2048, metavar="N", help="pairs to look at, at most")
+            action.add_argument("--seed", type=int, default=0, help="of the sample")
         if name == "select":
             _configure_select(action)
         if name == "map":
@@ -73,7 +83,9 @@ def run(args: argparse.Namespace) -> None:
 
     pairs = PairsSet.open(args.pairs) if args.pairs else None
     root = io.as_path(args.path)
-    inside = sorted(root.glob("*/manifest.json")) if not (root / "manifest.json").exists() else []
+    inside = (
+        [] if (root / "manifest.json").exists() else sorted([*root.glob("*/manifest.json"), *root.glob(TWO_SPACES)])
+    )
     found = (FeatureSet.open(path, pairs) for path in [file.parent for file in inside] or [root])
     if args.action == "route":
         _route(args, pairs, {features.teacher: features for features in found})
@@ -84,13 +96,31 @@ def run(args: argparse.Namespace) -> None:
     if args.action == "map":
         _map(args, {features.teacher: features for features in found})
         return
+    if args.action == "stats":
+        _stats(args, pairs, {os.path.relpath(features.path, root): features for features in found})
+        return
     for features in found:
-        print(json.dumps({"show": _show, "verify": _verify, "stats": _stats}[args.action](features), indent=2))
+        print(json.dumps({"show": _show, "verify": _verify}[args.action](features), indent=2))
+
+
+def _stats(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
+    from mmkd_jax import io
+    from mmkd_jax.data import agreement
+    from mmkd_jax.report import features as report
+
+    if args.sample < 2:
+        raise InputError(f"--sample {args.sample} pairs tell nothing; give at least 2")
+    record = agreement.measure(pairs, features, sample=args.sample, seed=args.seed)
+    print("\n".join(report.lines(record)))
+    if args.out:
+        folder = io.make_workdir(args.out)
+        io.write_json(folder / "stats.json", record)
+        io.write_text(folder / "stats.html", report.page(record))
+        print(f"page: {folder / 'stats.html'}")
 
 
 def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
     from mmkd_jax import io
-    from mmkd_jax.errors import InputError
     from mmkd_jax.tasks import routing
     from teachers import specs
 
@@ -110,7 +140,6 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
 def _select(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
     from mmkd_jax import io
     from mmkd_jax.data.select import select
-    from mmkd_jax.errors import InputError
 
     out = io.as_path(args.out)
     if out.exists():
@@ -126,7 +155,7 @@ def _select(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
 
 def _map(args: argparse.Namespace, features: dict[str, Any]) -> None:
     from mmkd_jax import io
-    from mmkd_jax.errors import InputError, near
+    from mmkd_jax.errors import near
     from mmkd_jax.tasks import autoencoder, maps
 
     if args.kind not in MAPS:
@@ -161,21 +190,3 @@ def _show(features) -> dict[str, Any]:
 def _verify(features) -> dict[str, Any]:
     features.verify()
     return {"teacher": features.teacher, "hash": features.hash, "present": features.manifest["present"], "whole": True}
-
-
-def _stats(features) -> dict[str, Any]:
-    """How the features are spread; effective rank is exp of the entropy of the covariance's normalised eigenvalues."""
-    import numpy as np
-
-    summary: dict[str, Any] = {"teacher": features.teacher, "width": features.width}
-    for tower, values in features.statistics.items():
-        eigenvalues = np.clip(np.linalg.eigvalsh(values["covariance"]), 0, None)
-        share = eigenvalues / max(eigenvalues.sum(), 1e-300)
-        entropy = -np.sum(share[share > 0] * np.log(share[share > 0]))
-        summary[tower] = {
-            "count": values["count"],
-            "norm_of_mean": round(float(np.linalg.norm(values["mean"])), 6),
-            "variance": round(float(eigenvalues.sum()), 6),
-            "effective_rank": round(float(np.exp(entropy)), 2),
-        }
-    return summary

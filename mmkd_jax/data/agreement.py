@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from mmkd_jax.data.feature_codec import TOWERS
 from mmkd_jax.data.features import FeatureSet
@@ -49,7 +50,7 @@ def measure(pairs: PairsSet, features: Mapping[str, FeatureSet], *, sample: int 
 
 
 def of_set(one: FeatureSet, vectors: Vectors, modality: np.ndarray) -> dict[str, Any]:
-    """Teacher, licence, hash, width; mean lengths; mean cosine of different rows; matched cosine and R@1 by modality.
+    """Teacher, licence, hash, width; lengths, spread, mean cosine of different rows; matched cosine, R@1 by modality.
 
     R@1 is the share of pictures that are nearest to their own caption among those of their modality in the sample;
     captions of equal features count as one.
@@ -64,6 +65,7 @@ def of_set(one: FeatureSet, vectors: Vectors, modality: np.ndarray) -> dict[str,
         "views": one.views,
         "present": one.manifest["present"],
         "sampled": int(present.sum()),
+        "effective_rank": {tower: effective_rank(x["covariance"]) for tower, x in one.statistics.items()},
     }
     for tower in TOWERS:
         x = vectors[tower][present]
@@ -143,6 +145,14 @@ def of_mean(vectors: Mapping[str, Vectors]) -> dict[str, Any]:
 def cosines(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Of all rows with all rows, `[n, m]`; 0 for a row of zeros."""
     return _unit(x) @ _unit(y).T
+
+
+def effective_rank(covariance: np.ndarray) -> float:
+    """exp of the entropy of the normalised eigenvalues (Roy and Vetterli 2007): how many directions are in use."""
+    with threadpool_limits(1):  # several threads are no faster here, and fifty times slower on a busy machine
+        eigenvalues = np.clip(np.linalg.eigvalsh(covariance), 0, None)
+    share = eigenvalues / max(eigenvalues.sum(), 1e-300)
+    return float(np.exp(-np.sum(share[share > 0] * np.log(share[share > 0]))))
 
 
 def alike(x: Vectors, y: Vectors) -> float | None:

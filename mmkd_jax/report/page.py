@@ -5,8 +5,9 @@ from typing import Any
 
 from mmkd_jax.report import bars, curves, tables, tiles
 from mmkd_jax.report.board import Board
+from mmkd_jax.report.document import document
 from mmkd_jax.report.markup import Markup, element
-from mmkd_jax.report.plot import css, main_plot
+from mmkd_jax.report.plot import main_plot
 
 TASK, METRIC = "zeroshot", "balanced_accuracy"
 
@@ -16,16 +17,7 @@ def page(data: Mapping[str, Any]) -> str:
     board = Board(data)
     title = data.get("title") or "mmkd_jax report"
     sections = [_hero(board, title), _main(board), _tables(board), _retrieval(board), _training(board), _about(board)]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", css("theme", "chart", "page")),
-    )
-    document = element("html", head, element("body", element("main", sections)), lang="en")
-    return "<!doctype html>\n" + document + "\n"
+    return document(title, sections)
 
 
 def _section(title: str, lede: str | None, *content, name: str) -> Markup | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmkd_jax import io
 from mmkd_jax.report import curves
+from mmkd_jax.report.document import document
 from mmkd_jax.report.markup import Markup, element, number
 from mmkd_jax.report.plot import css
 from mmkd_jax.sweeps.table import TRAIN, column, headline, key
@@ -54,15 +55,7 @@ def page(table: Mapping[str, Any]) -> str:
         element("section", element("h2", "Table"), _table(table, names), more),
         element("section", element("h2", "Runs"), _runs(table, names)),
     ]  # fmt: skip
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", css("theme", "chart", "page")),
-    )
-    return "<!doctype html>\n" + element("html", head, element("body", element("main", body)), lang="en") + "\n"
+    return document(title, body)
 
 
 def plot(table: Mapping[str, Any], name: tuple[str, str, str], width: int, *, alone: bool = False) -> Markup:

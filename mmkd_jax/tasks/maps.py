@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from mmkd_jax import io
 from mmkd_jax.data.feature_codec import TOWERS
@@ -119,7 +120,8 @@ def fit(kind: str, features: FeatureSet) -> TargetMap:
         centred, make = KINDS[kind]
         mean = np.asarray(statistics["mean"], np.float64)
         shift[tower] = (mean if centred else np.zeros_like(mean)).astype(np.float32)
-        matrix[tower] = make(np.asarray(statistics["covariance"], np.float64)).astype(np.float32)
+        with threadpool_limits(1):  # the same bits on any number of cores, and quick on a busy machine
+            matrix[tower] = make(np.asarray(statistics["covariance"], np.float64)).astype(np.float32)
     offset = {tower: np.zeros(features.width, np.float32) for tower in TOWERS}
     return TargetMap(kind, features.teacher, features.hash, kind in ("unit", "centre"), shift, matrix, offset)
 

@@ -1,0 +1,142 @@
+"""The page of stored features: where each teacher is strong, how far teachers agree, what their vectors look like."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmkd_jax.report.document import document, shaded, table
+from mmkd_jax.report.markup import Markup, element, number
+
+Record = Mapping[str, Any]
+
+
+def page(record: Record) -> str:
+    """The whole document as text; it loads nothing from elsewhere.
+
+    Args:
+      record: of `mmkd_jax.data.agreement.measure`.
+    """
+    names = list(record["sets"])
+    title = f"Features of {len(names)} teacher" + ("s" if len(names) > 1 else "")
+    header = element(
+        "header",
+        element("p", "mmkd_jax features", class_="kicker"),
+        element("h1", title),
+        element("p", f"A sample of {record['rows']} pairs; first views and first captions.", class_="lede"),
+    )
+    sections = [
+        _section(
+            "Where each is strong",
+            "Share of pictures whose own caption is nearest among those of their modality in the sample; below, the "
+            "mean cosine of picture and caption, and the number of pairs. Few pairs make it easy.",
+            _strength(record),
+        ),
+        _section(
+            "How far they agree",
+            "Correlation of two teachers' cosines of every picture with every caption: 1 where both find the same "
+            "alike.",
+            _agreement(record, None),
+            *[_folded(modality, _agreement(record, modality)) for modality in record["modalities"]],
+        )
+        if len(names) > 1
+        else None,
+        _section("What they look like", _LOOKS, _looks(record)),
+        _section("Means of teachers", _MEANS, _means(record)) if record["mean"] else None,
+    ]
+    return document(title, header, *sections)
+
+
+_LOOKS = (
+    "Length of vectors, and the mean cosine of different pairs' pictures and of their captions: near 1, a teacher puts "
+    "everything in one direction."
+)
+_MEANS = (
+    "Length of the mean over a pair's teachers, and how far its cosines go with the mean of the teachers' cosines, for "
+    "teachers of one space and width."
+)
+
+
+def lines(record: Record) -> list[str]:
+    """The main table for a terminal."""
+    columns = ("set", "pairs", "width", "norm", "within", "matched", "R@1", "licence", "hash")
+    rows = [columns]
+    for name, one in record["sets"].items():
+        shares = [(m["r_at_1"], m["rows"]) for m in one["by_modality"].values() if m["r_at_1"] is not None]
+        first = sum(share * n for share, n in shares) / sum(n for _, n in shares) if shares else None
+        values = (one["image_norm"], one["image_within"], one["matched"], first)
+        numbers = [_told(value) for value in values]
+        rows.append((name, str(one["present"]), str(one["width"]), *numbers, one["license"], one["hash"][:12]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _section(title: str, lede: str, *content) -> Markup:
+    return element("section", element("h2", title), element("p", lede, class_="lede"), list(content))
+
+
+def _folded(title: str, content: Markup | None) -> Markup | None:
+    return element("details", element("summary", title), content) if content else None
+
+
+def _strength(record: Record) -> Markup:
+    body = []
+    for name, one in record["sets"].items():
+        cells = []
+        for modality in record["modalities"]:
+            found = one["by_modality"].get(modality)
+            small = f"{_told(found['matched'])}, n = {found['rows']}" if found else None
+            cells.append(shaded(found and found["r_at_1"], 0.0, 1.0, small))
+        body.append(element("tr", element("th", name, scope="row"), cells))
+    return table("R@1 within the modality", ("Teacher", *record["modalities"]), body)
+
+
+def _agreement(record: Record, modality: str | None) -> Markup | None:
+    names = list(record["sets"])
+    found = {}
+    for one in record["pairs"]:
+        value = one["agreement"] if modality is None else one["by_modality"].get(modality)
+        found[frozenset(one["sets"])] = value
+    if all(value is None for value in found.values()):
+        return None
+    body = [
+        element("tr", element("th", row, scope="row"), [shaded(_of(found, row, column), 0.0, 1.0) for column in names])
+        for row in names
+    ]
+    return table(modality or "All modalities", ("", *names), body)
+
+
+def _of(found: Mapping[frozenset, float | None], a: str, b: str) -> float | None:
+    return 1.0 if a == b else found[frozenset((a, b))]
+
+
+def _looks(record: Record) -> Markup:
+    columns = ("Teacher", "Space", "Width", "Pairs", "Length", "Pictures alike", "Captions alike", "Matched", "Licence")
+    body = []
+    for name, one in record["sets"].items():
+        lengths = f"{_told(one['image_norm'])}, {_told(one['text_norm'])}"
+        cells = [one["space"], one["width"], one["present"], lengths]
+        cells = [element("td", cell) for cell in cells]
+        cells += [shaded(one[key], 0.0, 1.0) for key in ("image_within", "text_within", "matched")]
+        body.append(element("tr", element("th", name, scope="row"), cells, element("td", one["license"])))
+    return table("Vectors", columns, body)
+
+
+def _means(record: Record) -> Markup:
+    body = [
+        element(
+            "tr",
+            element("th", name, scope="row"),
+            element("td", _range(one["norm"]["image"])),
+            element("td", _range(one["norm"]["text"])),
+            shaded(one["agreement"], 0.0, 1.0),
+        )
+        for name, one in record["mean"].items()
+    ]
+    return table("Mean features", ("Space", "Pictures' length", "Captions' length", "Agreement"), body)
+
+
+def _range(values: Sequence[float] | None) -> str:
+    return "–" if values is None else f"{number(values[1])} ({number(values[0])} to {number(values[2])})"
+
+
+def _told(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
