@@ -16,7 +16,8 @@ def page(record: Record) -> str:
       record: of `mmkd_jax.data.agreement.measure`.
     """
     names = list(record["sets"])
-    title = f"Features of {len(names)} teacher" + ("s" if len(names) > 1 else "")
+    teachers = len({one["teacher"] for one in record["sets"].values()})
+    title = f"Features of {teachers} teacher" + ("s" if teachers > 1 else "")
     header = element(
         "header",
         element("p", "mmkd_jax features", class_="kicker"),
