@@ -23,8 +23,8 @@ _started: list[subprocess.Popen] = []
 
 
 def start(arguments: Sequence[str], **options) -> subprocess.Popen:
-    """Python with `-c PROGRAM ...` or `-m MODULE ...`, in a session of its own; `options` are those of `Popen`."""
-    process = subprocess.Popen([sys.executable, "-c", _FOLLOW, *arguments], start_new_session=True, **options)
+    """Python with `-c PROGRAM ...` or `-m MODULE ...`, in a process group of its own; `options` as `Popen` has."""
+    process = subprocess.Popen([sys.executable, "-c", _FOLLOW, *arguments], process_group=0, **options)
     _started.append(process)
     return process
 
