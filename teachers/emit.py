@@ -142,7 +142,8 @@ def _text_features(teacher: Any, captions: Sequence[Sequence[str]]) -> list[np.n
         return [np.zeros((0, teacher.spec.embed), np.float32)] * len(captions)
     features = _unit(teacher.encode_text(teacher.tokenize(distinct)))
     place = {caption: i for i, caption in enumerate(distinct)}
-    return [features[[place[caption] for caption in texts]] for texts in captions]
+    found = features[[place[caption] for texts in captions for caption in texts]]
+    return np.split(found, np.cumsum([len(texts) for texts in captions])[:-1])
 
 
 def _watched(shards: Sequence[int]) -> Iterator[int]:

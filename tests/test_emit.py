@@ -288,7 +288,7 @@ def real() -> teachers.Teacher:
     )
     tokenizer = tokenizers.load(TokenizerSpec(), tiny.world() / "vocabulary", context=16, vocab_size=60)
     params = jax.tree.map(np.asarray, DualEncoder(spec).init(jax.random.key(5)))
-    return teachers.Teacher("real", "", spec, params, tokenizer, "hash", micro_batch=16)
+    return teachers.Teacher("real", "", spec, tokenizer, "hash", params, micro_batch=16)
 
 
 def test_stored_features_are_the_live_teacher_on_the_students_own_batch(real, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 
 import ml_dtypes
 import numpy as np
+from scipy.linalg.blas import dsyrk
 
 from mmkd_jax.data import example
 from mmkd_jax.errors import InputError
@@ -11,6 +12,7 @@ from mmkd_jax.errors import InputError
 SCHEMA = 1
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 TOWERS = ("image", "text")
+PIECE = 2048  # vectors whose moments are taken at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,17 +110,24 @@ class Moments:
 
     @classmethod
     def of(cls, x: np.ndarray) -> "Moments":
-        """Moments of the rows of `x`, `[n, width]`."""
+        """Moments of the rows of `x`, `[n, width]`, worked through in pieces."""
+        found = cls(0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1])))
+        for start in range(0, len(x), PIECE):
+            found = found.merge(cls._of_piece(x[start : start + PIECE]))
+        return found
+
+    @classmethod
+    def _of_piece(cls, x: np.ndarray) -> "Moments":
         x = np.asarray(x, np.float64)
-        mean = x.mean(0) if len(x) else np.zeros(x.shape[1])
-        centred = x - mean
-        return cls(len(x), mean, centred.T @ centred)
+        mean = x.mean(0)
+        half = dsyrk(1.0, np.asfortranarray((x - mean).T))  # the upper triangle alone, in half the time
+        return cls(len(x), mean, half + np.triu(half, 1).T)
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both together (Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm")."""
         count = self.count + other.count
-        if not count:
-            return self
+        if not self.count or not other.count:
+            return self if self.count else other
         delta = other.mean - self.mean
         scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
         return Moments(count, self.mean + delta * (other.count / count), scatter)

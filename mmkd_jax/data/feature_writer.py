@@ -131,17 +131,15 @@ class FeatureWriter:
                 f"present {present.shape}, image {image.shape}, text of {len(text)}"
             )
         self._check_texts(rows, present, text)
-        records = []
-        moments = {tower: Moments.of(np.zeros((0, self.width))) for tower in TOWERS}
+        blocks = []
         for first in range(rows.start, rows.stop, self._block):
             here = slice(first - rows.start, min(first + self._block, rows.stop) - rows.start)
-            block = self._make_block(first, present[here], image[here], text[here])
-            records.append(block.encode())
-            for tower in TOWERS:
-                values = getattr(block, tower).reshape(-1, self.width)
-                moments[tower] = moments[tower].merge(Moments.of(values))
-        file = self.path / self._name(shard)
-        tfrecord.write(file, records)
+            blocks.append(self._make_block(first, present[here], image[here], text[here]))
+        moments = {
+            tower: Moments.of(np.concatenate([getattr(block, tower).reshape(-1, self.width) for block in blocks]))
+            for tower in TOWERS
+        }
+        tfrecord.write(self.path / self._name(shard), [block.encode() for block in blocks])
         arrays = {
             f"{tower}_{field}": getattr(moments[tower], field) for tower in TOWERS for field in ("mean", "scatter")
         }
