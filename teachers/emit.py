@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,6 +40,8 @@ def emit(
 ) -> None:
     """Writes `out/TEACHER` for every teacher: unit-norm features of the views' pictures and of every caption.
 
+    Of several processes (`jax.process_count`) each takes every so many-th shard, and the first writes the manifests.
+
     Args:
       teachers: by the name that their features go under; see `teachers.load`.
       pairs: the set.
@@ -52,6 +56,8 @@ def emit(
     """
     if views < 1:
         raise InputError(f"views must be at least 1, not {views}")
+    if not teachers:
+        raise InputError("no teacher is given; name at least one")
     writers = {
         name: FeatureWriter(
             io.as_path(out) / name,
@@ -74,11 +80,15 @@ def emit(
         wanted = np.zeros(len(pairs), bool)
         wanted[rows.rows] = True
     pending = {name: set(writer.pending()) for name, writer in writers.items()}
-    for shard in _watched(sorted(set().union(*pending.values()))):
+    mine = range(jax.process_index(), len(next(iter(writers.values()))), jax.process_count())
+    for shard in _watched([shard for shard in mine if any(shard in of_one for of_one in pending.values())]):
         unfinished = {name: writer for name, writer in writers.items() if shard in pending[name]}
         _write_shard(unfinished, teachers, pairs, shard, wanted, policy, views)
-    for writer in writers.values():
-        writer.finish()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("features are emitted")
+    if jax.process_index() == 0:
+        for writer in writers.values():
+            writer.finish()
 
 
 def _write_shard(

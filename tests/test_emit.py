@@ -1,12 +1,14 @@
 """Emission: what is stored is what the teachers say of each view and caption, once, whatever was interrupted."""
 
 import functools
+import os
 import types
 from collections import Counter
 
 import data_fixtures as toy
 import jax
 import numpy as np
+import processes
 import pytest
 import train_fixtures as tiny
 from PIL import Image
@@ -271,6 +273,56 @@ def test_unusable_features_and_pictures_are_named_and_nothing_counts_as_finished
     with pytest.raises(InputError, match="views must be at least 1"):
         run(fakes(), pairs, tmp_path / "none", views=0)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_divide_the_shards_and_write_the_same_bytes(pairs, tmp_path, monkeypatch, count):
+    """Each process in its turn, the first last: it writes the manifests when all are done."""
+    reference = content(run(fakes(), pairs, tmp_path / "alone"))
+    met = []
+    monkeypatch.setattr(emission.multihost_utils, "sync_global_devices", met.append)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    encoded = []
+    for index in reversed(range(count)):
+        assert not list((tmp_path / "together").rglob("manifest.json"))
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        given = fakes()
+        run(given, pairs, tmp_path / "together")
+        encoded.append(sum(given["alpha"].pictures))
+    assert content(tmp_path / "together") == reference
+    assert len(met) == count
+    assert sum(encoded) == ROWS * VIEWS  # nothing twice
+    assert max(encoded) < ROWS * VIEWS
+
+
+PROCESS = """
+import functools, sys
+from mmkd_jax.train import distributed
+distributed.start()
+import test_emit
+from mmkd_jax.data.pairs import PairsSet
+from mmkd_jax.data.features import FeatureWriter
+test_emit.emission.FeatureWriter = functools.partial(FeatureWriter, block=8, shards=3)
+with distributed.failing_at_once(()):
+    test_emit.run(test_emit.fakes(), PairsSet.open(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.fixture
+def children():
+    """Kills what a test leaves behind."""
+    yield
+    processes.kill_all()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("count", [2, 4])
+def test_real_processes_write_the_bytes_of_one(pairs, tmp_path, count, children):
+    reference = content(run(fakes(), pairs, tmp_path / "alone"))
+    paths = os.pathsep.join((os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))))
+    arguments = ["-c", PROCESS, str(pairs.path), str(tmp_path / "together")]
+    processes.succeed(processes.together(arguments, count, 1, PYTHONPATH=paths))
+    assert content(tmp_path / "together") == reference
 
 
 # --- a real teacher ----------------------------------------------------------------------------------------------

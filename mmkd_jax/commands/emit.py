@@ -35,21 +35,24 @@ def run(args: argparse.Namespace) -> None:
     from mmkd_jax.data.pairs import PairsSet
     from mmkd_jax.data.views import ViewPolicy
     from mmkd_jax.errors import InputError
+    from mmkd_jax.train import distributed
     from teachers.emit import emit
 
     weights = cli.named_weights(args.teacher)  # what is quick to check comes before what is slow to load
     policy = ViewPolicy(scale=tuple(args.scale), seed=args.seed)
     if args.views < 1:
         raise InputError(f"--views must be at least 1, not {args.views}")
+    distributed.start()
     pairs = PairsSet.open(args.pairs)
     rows = pairs.rows(args.rows) if args.rows else None
-    emit(
-        {name: teachers.load(name, weights=path, backend=args.backend) for name, path in weights.items()},
-        pairs,
-        args.out,
-        policy=policy,
-        views=args.views,
-        rows=rows,
-        dtype=args.dtype,
-    )
+    with distributed.failing_at_once(()):
+        emit(
+            {name: teachers.load(name, weights=path, backend=args.backend) for name, path in weights.items()},
+            pairs,
+            args.out,
+            policy=policy,
+            views=args.views,
+            rows=rows,
+            dtype=args.dtype,
+        )
     print(f"done: {', '.join(weights)} -> {args.out}")
