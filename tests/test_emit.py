@@ -195,6 +195,47 @@ def test_interrupted_anywhere_it_ends_with_the_same_bytes(pairs, tmp_path, who, 
     assert {name: sum(teacher.pictures) / VIEWS for name, teacher in again.items()} == left
 
 
+class Kill(BaseException):
+    """Stands for a process that is gone from one moment to the next."""
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_ten_times_at_random_it_ends_with_the_same_bytes(pairs, tmp_path, monkeypatch, seed):
+    """In a teacher, before a file is renamed into place, or after; shards that are whole are not made again."""
+    whole = content(run(fakes(), pairs, tmp_path / "whole"))
+    rng, rename = np.random.default_rng(seed), os.replace
+    moments, files = 0, []
+
+    def maybe(limit):
+        nonlocal moments
+        moments += 1
+        if moments == limit:
+            raise Kill
+
+    for _ in range(10):
+        limit, moments = int(rng.integers(1, 30)), 0
+        given = fakes()
+        for teacher in given.values():
+            monkeypatch.setattr(teacher, "_called", lambda log, count, limit=limit: maybe(limit))
+
+        def replacing(source, target, limit=limit):
+            maybe(limit)
+            rename(source, target)
+            files.append(os.path.basename(target))
+            maybe(limit)
+
+        monkeypatch.setattr(os, "replace", replacing)
+        try:
+            run(given, pairs, tmp_path / "out")
+        except Kill:
+            continue
+    monkeypatch.setattr(os, "replace", rename)
+    run(fakes(), pairs, tmp_path / "out")
+    kept = {name: data for name, data in content(tmp_path / "out").items() if "tmp" not in name.split("/")[-1]}
+    assert kept == whole
+    assert files
+
+
 def test_a_finished_set_is_left_alone(pairs, tmp_path):
     before = content(run(fakes(), pairs, tmp_path / "out"))
     again = fakes()
