@@ -20,11 +20,12 @@ from mmkd_jax.evals.teachers import TeacherEncoder
 from mmkd_jax.models import folders, state_dict
 from mmkd_jax.models import weights as _weights
 from mmkd_jax.models.dual_encoder import DualEncoder, Params
-from mmkd_jax.specs import ModelSpec
+from mmkd_jax.specs import ModelSpec, TextTower
 from teachers import specs
 from teachers.base import Base
 
 BACKENDS = ("flax", "torch")
+LENGTHS = 16, 32, 64, 128  # of texts, beside the full one: each is compiled once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,9 +54,26 @@ class Teacher(Base):
         return api.in_batches(encode, np.asarray(images, np.float32), self.micro_batch)
 
     def encode_text(self, text: TextBatch, projected: bool = True) -> np.ndarray:
-        """Tokens to the tower's own output, float32 `[n, embed]`; as `encode_image`."""
+        """Tokens to the tower's own output, float32 `[n, embed]`; as `encode_image`.
+
+        Where padding changes nothing but the time, a text runs at the least of a few lengths that holds it. It depends
+        on the text alone, and so does the result.
+        """
         encode = functools.partial(_encode, DualEncoder(self.spec), "text", projected, self.params)
-        return api.in_batches(encode, text, self.micro_batch)
+        text = TextBatch(*map(np.asarray, text))
+        groups = _by_length(self.spec.text, text.mask)
+        cut = [TextBatch(*(part[rows, :length] for part in text)) for rows, length in groups]
+        features = np.concatenate([api.in_batches(encode, part, self.micro_batch) for part in cut])
+        return features[np.argsort(np.concatenate([rows for rows, _ in groups]))]
+
+
+def _by_length(tower: TextTower, mask: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """The rows of `mask [n, length]` by the number of tokens that they are run with: (rows, number) of each group."""
+    full = mask.shape[1]
+    steps = np.array([*(length for length in LENGTHS if length < full and tower.padding == "masked"), full])
+    used = ((mask > 0) * np.arange(1, full + 1)).max(axis=1, initial=1)
+    lengths = steps[np.searchsorted(steps, used)]
+    return [(np.flatnonzero(lengths == n), n) for n in np.unique(lengths)] or [(np.arange(0), full)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -65,7 +65,7 @@ def measure(names: Sequence[str], *, batch: int = 8, rounds: int = 5, small: boo
 
     Args:
       names: of records; all of `FAMILIES` if empty.
-      batch: pictures or texts at a time, padded to the teacher's context as in emission.
+      batch: pictures or texts at a time, of lengths and padding as each backend takes them in emission.
       rounds: of both backends.
       small: towers of the same kinds, in seconds instead of minutes.
 

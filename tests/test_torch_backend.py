@@ -274,3 +274,49 @@ def test_emission_runs_by_either_backend(unimed, tmp_path):
     for tower in ("image", "text"):
         theirs, ours = found["torch"][tower], found["flax"][tower]
         assert 0 < relative_difference(ours, theirs) <= TOLERANCE, tower
+
+
+@pytest.mark.parametrize("family", ["open_clip", "medclip_vit", "medclip_resnet", "pmc_clip"])
+def test_texts_run_at_a_length_of_their_own_where_padding_changes_nothing(family, monkeypatch):
+    """Against all of them at the full length; the two whose padding counts are never cut."""
+    model = published.make(family)
+    spec = model.spec
+    params = state_dict.to_params(spec, {key: value.numpy() for key, value in model.tensors.items()})
+    common = {"name": "x", "checkpoint": "", "spec": spec, "tokenizer": None, "weights_hash": "", "params": params}
+    teacher = teachers.Teacher(**common, micro_batch=4)
+    text = ref.texts(spec, 9)
+    whole = teacher.encode_text(text)
+    lengths, in_batches = [], teachers.api.in_batches
+
+    def noting(encode, inputs, batch):
+        lengths.append(inputs.ids.shape)
+        assert inputs.mask.shape == inputs.ids.shape
+        return in_batches(encode, inputs, batch)
+
+    monkeypatch.setattr(teachers, "LENGTHS", (4, 8))
+    monkeypatch.setattr(teachers.api, "in_batches", noting)
+    cut = teacher.encode_text(text)
+    assert relative_difference(cut, whole) <= (2e-6 if len(lengths) > 1 else 0)
+    used = text.mask.sum(1)
+    if spec.text.padding == "masked":
+        wanted = [(int(sum(used <= 4)), 4), (int(sum((used > 4) & (used <= 8))), 8), (int(sum(used > 8)), 12)]
+        assert lengths == [shape for shape in wanted if shape[0]]
+        assert len(lengths) == 3
+    else:
+        assert lengths == [(9, 12)]
+    # One alone is the same to the bit.
+    for row in range(9):
+        alone = teacher.encode_text(type(text)(*(part[row : row + 1] for part in text)))
+        np.testing.assert_array_equal(alone[0], cut[row])
+
+
+def test_cutting_too_much_is_seen(monkeypatch):
+    """Negative control of the test above: a length that leaves tokens out."""
+    model = published.make("medclip_vit")
+    params = state_dict.to_params(model.spec, {key: value.numpy() for key, value in model.tensors.items()})
+    common = {"name": "x", "checkpoint": "", "spec": model.spec, "tokenizer": None, "weights_hash": ""}
+    teacher = teachers.Teacher(params=params, micro_batch=4, **common)
+    text = ref.texts(model.spec, 4)
+    whole = teacher.encode_text(text)
+    monkeypatch.setattr(teachers, "_by_length", lambda tower, mask: [(np.arange(len(mask)), 4)])
+    assert relative_difference(teacher.encode_text(text), whole) > 1e-2
