@@ -163,7 +163,7 @@ def page(name: str, weights: str | os.PathLike, samples: str | os.PathLike) -> s
 def _lines(name: str, key: str, samples: Sequence[Sample], fits: Sequence[Fit]) -> Iterator[str]:
     wide = max(len(fit.variant) for fit in fits)
     yield f"{name}: cosines with the published features of {key}, {len(samples)} sample(s)"
-    if not any(fit.variant.startswith(name) for fit in fits):
+    if not {name, f"{name}'s folder"} & {fit.variant for fit in fits}:
         yield f"these are not weights of {name}, but of {', '.join(fit.variant for fit in fits)}"
     yield f"{'sample':32}  {'variant':{wide}}  {'image':>9}  {'text':>9}"
     for i, sample in enumerate(samples):

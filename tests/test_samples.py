@@ -47,7 +47,7 @@ VIT = ImageTower(16, 2, 2, 8, 32, 24, "quick_gelu")
 PUBMED = facts(ModelSpec("pubmed", VIT, CLIP, 24, Preprocess(32), TokenizerSpec("bpe")), "PUBMEDCLIP")
 IMAGENET = other(PUBMED, "pubmed-imagenet", preprocess={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
 COPY = dataclasses.replace(other(PUBMED, "pubmed-hf", preprocess={"rgb_first": True}), layout="transformers_clip")
-QUILT8 = facts(dataclasses.replace(PUBMED.spec, name="quilt-8"), "QuiltNet")
+QUILT8 = facts(dataclasses.replace(PUBMED.spec, name="quilt"), "QuiltNet")
 QUILT16 = other(QUILT8, "quilt-16", {"patch": 16})
 UNSEEN = facts(dataclasses.replace(PUBMED.spec, name="unseen"), "")
 RECORDS = {
@@ -180,10 +180,10 @@ def test_a_folder_that_describes_itself_is_run_as_it_says_and_as_the_records_say
 def test_weights_of_the_other_size_are_recognised(tmp_path):
     folder = write_samples(tmp_path / "samples", [QUILT16, PMC])
     weights = write_weights(tmp_path / "weights", QUILT16)
-    page = samples.page("quilt-8", weights, folder)
-    assert page.splitlines()[1] == "these are not weights of quilt-8, but of quilt-16"
+    page = samples.page("quilt", weights, folder)
+    assert page.splitlines()[1] == "these are not weights of quilt, but of quilt-16"
     assert "image: reproduced by quilt-16" in page
-    assert "quilt-8 " not in page.split("\n", 2)[2]
+    assert "quilt " not in page.split("\n", 2)[2]
 
 
 def test_other_weights_are_not_reproduced(pubmed, tmp_path):
@@ -206,8 +206,8 @@ def test_the_command_prints_the_page_or_says_what_is_wrong(pubmed, tmp_path, cap
 
 def test_what_has_no_features_is_said(pubmed, tmp_path):
     assert "no features of it were published" in samples.page("unseen", tmp_path / "none", tmp_path / "none")
-    page = samples.page("quilt-8", tmp_path / "none", pubmed / "pubmed")
-    assert page == "quilt-8: none of the 3 samples holds features of QuiltNet; they hold PUBMEDCLIP"
+    page = samples.page("quilt", tmp_path / "none", pubmed / "pubmed")
+    assert page == "quilt: none of the 3 samples holds features of QuiltNet; they hold PUBMEDCLIP"
 
 
 class Touch:
