@@ -119,6 +119,40 @@ def test_wrong_keys_are_named(name):
     refused(f"{key} is (3,), not", {**names, key: np.zeros(3, np.float32)})
 
 
+# What weights do not tell, from the sources that the records name: (activation, epsilon, heads, rgb first) of the image
+# tower; (activation, epsilon, heads, context, pooling, padding, projection, texts repaired) of the text tower.
+CLIP_B = ("gelu", 1e-5, 8, 77, "token", "masked", "linear", True)
+CLIP_B_QUICK = ("quick_gelu", *CLIP_B[1:])
+BIOMED = ("gelu", 1e-12, 12, 256, "token", "masked", "mlp", True)
+TIMM = ("gelu", 1e-6, 12, False)
+SWITCHES = {
+    "BMC-CLIP": (("gelu", 1e-5, 16, False), ("gelu", 1e-5, 12, *CLIP_B[3:])),
+    "BiomedCLIP": (TIMM, BIOMED),
+    "UniMed-CLIP": (("quick_gelu", 1e-5, 12, False), BIOMED),
+    "MMKD-CLIP": (("quick_gelu", 1e-5, 12, False), BIOMED),
+    **dict.fromkeys(("QuiltNet-B-32", "QuiltNet-B-16"), (("gelu", 1e-5, 12, False), CLIP_B)),
+    **dict.fromkeys(("GenMedClip", "GenMedClip-B-16", "GenMedClip-B-32"), (("gelu", 1e-5, 12, False), CLIP_B)),
+    **dict.fromkeys(("QuiltNet-B-16-PMB", "GenMedClip-B-16-PMB"), (TIMM, BIOMED)),
+    **dict.fromkeys(("PLIP", "PubMedCLIP-HF"), (("quick_gelu", 1e-5, 12, True), (*CLIP_B_QUICK[:-1], False))),
+    **dict.fromkeys(("PubMedCLIP", "PubMedCLIP-ImageNet"), (("quick_gelu", 1e-5, 12, False), CLIP_B_QUICK)),
+    "PMC-CLIP": ((None, 1e-5, 32, False), ("gelu", 1e-12, 12, 77, "token", "attended", "linear", False)),
+    "PMC-CLIP-pooler": ((None, 1e-5, 8, False), ("gelu", 1e-12, 12, 77, "pooler", "attended", "linear", False)),
+    "PMC-CLIP-masked": ((None, 1e-5, 8, False), ("gelu", 1e-12, 12, 77, "token", "masked", "linear", False)),
+    "MedCLIP-ViT": (("gelu", 1e-5, 3, False), ("gelu", 1e-12, 12, 77, "layers", "masked", "linear", False)),
+    "MedCLIP-ResNet": ((None, 1e-5, 0, False), ("gelu", 1e-12, 12, 77, "layers", "masked", "linear", False)),
+}
+
+
+@pytest.mark.parametrize("name", specs.TEACHERS)
+def test_what_weights_do_not_tell(name):
+    """The reference modules are built from the same records, so that they cannot see a wrong one."""
+    spec = specs.find(name).spec
+    image, text = spec.image, spec.text
+    ours = (getattr(image, "activation", None), image.norm_epsilon, image.heads, spec.preprocess.rgb_first)
+    words = (text.activation, text.norm_epsilon, text.heads, text.context, text.pooling, text.padding, text.projection)
+    assert (ours, (*words, spec.tokenizer.repair)) == SWITCHES[name]
+
+
 @pytest.mark.parametrize("name", specs.TEACHERS)
 def test_a_record_is_complete(name):
     facts = specs.find(name)
