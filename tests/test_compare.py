@@ -176,6 +176,7 @@ def retrieved(seed, n=30):
         f"{r}_rank": rng.integers(1, 12, n if r != "t2i" else 10) for r in ("i2t", "t2i", "i2t_strict", "t2i_strict")
     }
     captions = {"texts": np.array([f"caption {i}" for i in range(10)]), "caption_of": np.arange(n) // 3}
+    captions |= {"owner": np.arange(n), "i2t_precision": rng.random(n)}
     return {"ids": np.array([f"{i:04}" for i in range(n)]), "groups": np.arange(n) // 2, **captions, **ranks}
 
 
@@ -191,6 +192,9 @@ def test_retrieval_is_compared_by_recall(tmp_path):
         found = comparison.compare(models, task="retrieval", metric=metric, resamples=100)
         hits = [np.mean(retrieved(k)[rank] <= cut) for k in range(2)]
         assert found["sets"][0]["differences"][0]["value"] == pytest.approx(hits[0] - hits[1])
+    found = comparison.compare(models, task="retrieval", metric="i2t_mAP", resamples=100)
+    means = [retrieved(k)["i2t_precision"].mean() for k in range(2)]
+    assert found["sets"][0]["differences"][0]["value"] == pytest.approx(means[0] - means[1])
 
 
 # ---------------------------------------------------------------- the command and its page
@@ -276,7 +280,8 @@ def test_command_refuses_wrong_input(folders, tmp_path, words, message, capsys):
         (lambda a: {**a, "scores": np.pad(a["scores"], ((0, 0), (0, 1)))}, "different numbers of classes"),
         (lambda a: {**a, "scores": a["scores"] * np.nan}, "not a finite number"),
         (lambda a: {"scores": a["scores"]}, "no ids and groups"),
-        (lambda a: {k: v for k, v in a.items() if k != "scores"}, "by i2t_R@1"),
+        (lambda a: {k: v for k, v in a.items() if k != "scores"}, "neither scores of classes nor ranks"),
+        (lambda a: retrieved(0), "by i2t_R@1"),
     ],
 )
 def test_outputs_of_other_cases_are_refused(folders, tmp_path, change, message, capsys):

@@ -2,19 +2,21 @@
 
 import io
 import re
+import tracemalloc
 import types
 
 import numpy as np
 import pytest
 import torchvision_stub
 from PIL import Image
+from scipy.sparse import csr_array
 
 from mmkd_jax import report
 from mmkd_jax.cli import main
 from mmkd_jax.commands import eval as command
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import base, bootstrap, linear_probe, metrics, prompts, results, retrieval, summary, zeroshot
+from mmkd_jax.evals import base, bootstrap, linear_probe, metrics, prompts, ranking, results, summary, zeroshot
 from mmkd_jax.evals.features import Features, unit
 from mmkd_jax.evals.teachers import TeacherEncoder
 from mmkd_jax.report.examples import examples
@@ -154,7 +156,7 @@ def test_class_embeddings_equal_open_clip():
 def test_probabilities_are_the_softmax_of_scaled_cosines():
     rng = np.random.default_rng(1)
     images, classes = rng.standard_normal((4, 6)) * 9, rng.standard_normal((3, 6))
-    found = zeroshot.probabilities(images, classes, 20.0)
+    found = zeroshot.probabilities(unit(images) @ unit(classes).T, 20.0)
     for i in range(4):
         cosines = [images[i] @ c / np.linalg.norm(images[i]) / np.linalg.norm(c) for c in classes]
         odds = np.exp(20 * np.array(cosines))
@@ -204,19 +206,52 @@ def ranks_by_hand(queries, pool, right):
     return ranks
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_search_by_hand_with_ties(chunk):
+@pytest.mark.parametrize(("chunk", "block"), [(1, 1), (4, 7), (100, 100)])
+def test_search_by_hand_with_ties(chunk, block):
     rng = np.random.default_rng(0)
     queries = rng.standard_normal((15, 33))
     pool = rng.standard_normal((5, 33))[rng.integers(5, size=20)]  # few directions: many exact ties
     right = rng.random((15, 20)) < 0.15
     right[:, 7] = True
-    ranks, best, cosines = retrieval.search(queries, pool, lambda q: right[q], chunk=chunk)
-    assert ranks.tolist() == ranks_by_hand(unit(queries), unit(pool), right)
-    assert best.shape == (15, 10)
-    assert (np.diff(cosines, axis=1) <= 0).all()
+    found = ranking.search(queries, pool, right, chunk=chunk, block=block)
+    queries, pool = unit(queries), unit(pool)
+    assert found.ranks.tolist() == ranks_by_hand(queries, pool, right)
+    for i, query in enumerate(queries):
+        similar = np.array([np.float32(p.astype(float) @ query.astype(float)) for p in pool])
+        order = sorted(range(20), key=lambda j: (-similar[j], j))
+        assert found.best[i].tolist() == order[:10]
+        np.testing.assert_allclose(found.cosines[i], similar[order[:10]], atol=1e-7)
+        places = [place for place, j in enumerate(order, 1) if right[i, j]]
+        assert found.precision[i] == pytest.approx(np.mean([k / place for k, place in enumerate(places, 1)]))
+    right[3] = False
     with pytest.raises(InputError, match="no right answer"):
-        retrieval.search(queries, pool, lambda q: right[q] & False)
+        ranking.search(queries, pool, right)
+    with pytest.raises(InputError, match="do not fit"):
+        ranking.search(queries, pool, right[:, :5])
+
+
+def test_average_precision_equals_scikit_learn_without_ties():
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(1)
+    queries, pool, right = rng.standard_normal((9, 8)), rng.standard_normal((50, 8)), rng.random((9, 50)) < 0.2
+    found = ranking.search(queries, pool, right, chunk=4, block=16)
+    expected = [average_precision_score(r, unit(pool) @ unit(q)) for r, q in zip(right, queries)]
+    np.testing.assert_allclose(found.precision, expected, atol=1e-12)
+
+
+def test_search_needs_memory_for_a_block_and_not_for_the_pool():
+    """The similarities would take 64 MB as float32, the pool's features take 1.3 MB."""
+    rng = np.random.default_rng(0)
+    queries, pool = rng.standard_normal((200, 4)), rng.standard_normal((80_000, 4))
+    own = csr_array((np.ones(200, bool), (np.arange(200), 7 * np.arange(200))), shape=(200, 80_000))
+    tracemalloc.start()
+    ranks = ranking.search(queries, pool, own, chunk=50, block=2048).ranks
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6
+    similar = unit(pool).astype(float) @ unit(queries)[5].astype(float)
+    assert ranks[5] == 1 + np.sum(similar.astype(np.float32) > similar.astype(np.float32)[35])
 
 
 def test_retrieval_merges_captions_and_groups(pairs, tmp_path):
@@ -240,6 +275,35 @@ def test_retrieval_merges_captions_and_groups(pairs, tmp_path):
     own = np.eye(12, dtype=bool)
     assert stored["i2t_strict_rank"].tolist() == ranks_by_hand(images, np.repeat(words, 3, 0), own)
     assert stored["t2i_strict_rank"].tolist() == ranks_by_hand(np.repeat(words, 3, 0), images, own)
+
+
+def test_retrieval_of_several_captions_an_image(tmp_path):
+    """Three captions a picture, one of them common to all: every one is a query and an item of its own."""
+    pairs = FakePairs()
+    for i, row in enumerate(pairs.indices["cases.val"]):
+        pairs.texts[row] = [f"case {i}", f"red {i % 5}", "normal"]
+    sets = [s for s in base.sets_of(pairs) if s.name == "cases"]
+    rows = base.run(ColourEncoder(), pairs, sets, tmp_path, tasks=["retrieval", "retrieval_all"], bootstrap=50)
+    found = {row["metric"] for row in rows if row["task"] == "retrieval_all"}
+    assert {"i2t_R@1_of_18", "t2i_mAP_of_12", "i2t_mAP_of_36_strict", "t2i_R@10_of_12_strict"} <= found
+    assert one_row(rows, task="retrieval", metric="i2t_R@1_of_12")["context"]["profile"] == "first_caption"
+    assert one_row(rows, metric="t2i_R@1_of_12_strict", task="retrieval_all")["n"] == 36
+    stored = results.load_predictions(tmp_path, "colour:net", "cases", "retrieval_all")
+    features = Features(ColourEncoder(), pairs)
+    images = unit(features.images(sets[0].rows))
+    every = [text for row in sets[0].rows for text in pairs.texts[row]]
+    words = unit(features.texts(every))
+    own = np.repeat(np.eye(12, dtype=bool), 3, axis=1)
+    assert stored["i2t_strict_rank"].tolist() == ranks_by_hand(images, words, own)
+    assert stored["t2i_strict_rank"].tolist() == ranks_by_hand(words, images, own.T)
+    texts = stored["texts"].tolist()
+    right = np.zeros((12, 18), bool)
+    for i in range(12):
+        for k in range(12):
+            for text in pairs.texts[sets[0].rows[k]]:
+                right[i, texts.index(text)] |= i // 2 == k // 2
+    assert stored["i2t_rank"].tolist() == ranks_by_hand(images, unit(features.texts(texts)), right)
+    assert stored["t2i_rank"].tolist() == ranks_by_hand(unit(features.texts(texts)), images, right.T)
 
 
 def test_collapsed_features_score_like_chance(pairs, tmp_path):

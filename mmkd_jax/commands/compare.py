@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for compare.json and compare.html")
     parser.add_argument("--task", default="zeroshot", metavar="TASK", help="whose outputs (default: zeroshot)")
     parser.add_argument(
-        "--metric", metavar="NAME", help="default: balanced_accuracy; of retrieval i2t_R@1, t2i_R@10_strict and so on"
+        "--metric", metavar="NAME", help="default: balanced_accuracy; of retrieval i2t_R@1, t2i_mAP_strict and so on"
     )
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these, which all models must have")
     parser.add_argument("--bootstrap", type=int, default=10000, metavar="N", help="paired resamples a set")
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.bootstrap < 1 or args.seed < 0:
         raise InputError("--bootstrap must be at least 1 and --seed not negative")
-    metric = args.metric or ("i2t_R@5" if args.task == "retrieval" else "balanced_accuracy")
+    metric = args.metric or ("i2t_R@5" if args.task.startswith("retrieval") else "balanced_accuracy")
     models = comparison.contestants(args.results)
     out = io.make_workdir(args.out)
     record = comparison.compare(

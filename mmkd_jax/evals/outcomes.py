@@ -17,8 +17,8 @@ from mmkd_jax.evals import bootstrap, metrics, results
 from mmkd_jax.evals.bootstrap import Estimate
 
 CHUNK = 1000  # resamples at a time: their weights take 4 bytes a row each
-_RETRIEVAL = re.compile(r"(i2t|t2i)_R@(\d+)(_strict)?")
-_SAME = ("ids", "labels", "groups", "texts", "caption_of")  # what must be equal for outputs to be comparable
+_RETRIEVAL = re.compile(r"(i2t|t2i)_(R@(\d+)|mAP)(_strict)?")
+_SAME = ("ids", "labels", "groups", "texts", "caption_of", "owner")  # what must be equal for outputs to be comparable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,10 @@ def read(folder, model: str, dataset: str, task: str, label: str) -> Outputs:
     if not {"ids", "groups"} <= set(stored):
         raise InputError(f"the outputs of {label} on {dataset} ({task}) have no ids and groups; evaluate again")
     found = Outputs(label, stored)
+    if not found.classified and "i2t_rank" not in stored:
+        raise InputError(
+            f"task {task!r} stores neither scores of classes nor ranks of a retrieval; compare another one"
+        )
     if found.classified:
         order = np.argsort(stored["ids"], kind="stable")
         found = Outputs(label, {name: stored[name][order] for name in ("ids", "labels", "groups", "scores")})
@@ -132,8 +136,10 @@ def _values(outputs: Outputs, metric: str):
 def _hits(outputs: Outputs, metric: str) -> np.ndarray:
     found = _RETRIEVAL.fullmatch(metric)
     if not found:
-        raise InputError(f"a retrieval is compared by i2t_R@1, t2i_R@10_strict or the like, not by {metric!r}")
-    return outputs.arrays[_reading(metric) + "_rank"] <= int(found[2])
+        raise InputError(f"a retrieval is compared by i2t_R@1, t2i_mAP_strict or the like, not by {metric!r}")
+    if not found[3]:
+        return outputs.arrays[_reading(metric) + "_precision"]
+    return outputs.arrays[_reading(metric) + "_rank"] <= int(found[3])
 
 
 def _reading(metric: str) -> str:
@@ -145,9 +151,10 @@ def _weights(dataset: str, outputs: Outputs, metric: str, resamples: int, seed: 
     if outputs.classified:
         drawn = bootstrap.seed_of(seed, dataset, *arrays["ids"].tolist()) + number
         return bootstrap.plan(arrays["labels"], arrays["groups"], resamples, drawn).weights
-    reading = _reading(metric)
-    groups = arrays["groups"]
-    if reading == "t2i":  # its queries are the different captions
+    reading, groups = _reading(metric), arrays["groups"]
+    if reading.startswith("t2i"):  # the queries are captions: the different ones, or every one
+        groups = groups[arrays["owner"]]
+    if reading == "t2i":
         groups = groups[np.unique(arrays["caption_of"], return_index=True)[1]]
     drawn = bootstrap.seed_of(seed, dataset, reading) + number
     return bootstrap.draw(len(groups), resamples, drawn, units=groups)

@@ -1,22 +1,23 @@
-"""Image-text retrieval: recall at 1, 5, 10 and the median rank, both ways, in a pool whose size the metric names.
+"""Image-text retrieval: recall at 1, 5, 10, median rank and mean average precision, both ways, pool size in the name.
 
 Two readings. Merged: the captions are pooled without repetitions, and whatever shares the query's caption or group
-(one case's images and captions) is right. Strict: one caption an image, and only the query's own partner is right;
-identical captions then stand in each other's way. The rank is that of the best right item; equal similarities rank by
-index, so that a model that tells nothing apart scores like chance. Cosines are summed in float64 and rounded to
-float32, so that equal items tie exactly, wherever they stand in the product, and ranks do not depend on the chunk.
+(one case's images and captions) is right. Strict: every caption stands for itself, and only an image's own captions and
+a caption's own image are right; identical captions then stand in each other's way. A rank is that of the best right
+item, the convention of CLIP; average precision is over all right items. Ties go by index, see `ranking`.
+
+The task `retrieval` takes the first caption of each image, `retrieval_all` every caption.
 """
 
+import dataclasses
+
 import numpy as np
-from scipy.sparse import csc_array
+from scipy.sparse import csr_array
 
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import bootstrap
+from mmkd_jax.evals import bootstrap, ranking
 from mmkd_jax.evals.base import EvalSet, TaskData, TaskResult
-from mmkd_jax.evals.features import unit
 
 CUTS = (1, 5, 10)
-SHOWN = 10  # how many best items a query's prediction lists
 
 
 def applies(one: EvalSet) -> bool:
@@ -24,64 +25,58 @@ def applies(one: EvalSet) -> bool:
     return one.captions
 
 
-def search(queries, pool, right, *, expand=None, chunk: int = 512) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ranks a pool for each query.
-
-    Args:
-      queries: features `[q, embed]`.
-      pool: features `[p, embed]`.
-      right: function from query numbers `[c]` to bool `[c, items]`, at least one True a row.
-      expand: int `[items]`, pool number of each item; the pool itself when None.
-      chunk: queries at a time, which bounds the memory to a few `[chunk, items]`.
-
-    Returns:
-      rank of the best right item, int64 `[q]` from 1; the best items, int64 `[q, min(SHOWN, items)]`; their cosines.
-    """
-    queries, pool = unit(queries).astype(np.float64), unit(pool).astype(np.float64)
-    expand = np.arange(len(pool)) if expand is None else np.asarray(expand)
-    ranks, best, cosines = [], [], []
-    for start in range(0, len(queries), chunk):
-        rows = np.arange(start, min(start + chunk, len(queries)))
-        similar = (queries[rows] @ pool.T).astype(np.float32)[:, expand]
-        wanted = right(rows)
-        if not wanted.any(axis=1).all():
-            raise InputError("a retrieval query has no right answer in the pool")
-        item = np.where(wanted, similar, -np.inf).argmax(axis=1)[:, None]
-        level = np.take_along_axis(similar, item, axis=1)
-        before = (similar > level) | ((similar == level) & (np.arange(len(expand)) < item))
-        ranks.append(1 + before.sum(axis=1))
-        order = np.argsort(-similar, axis=1, kind="stable")[:, :SHOWN]
-        best.append(order)
-        cosines.append(np.take_along_axis(similar, order, axis=1))
-    return np.concatenate(ranks), np.concatenate(best), np.concatenate(cosines)
-
-
 def evaluate(data: TaskData) -> TaskResult:
     """Both directions and both readings, the first caption of each row, with intervals over queries."""
+    return _evaluate(data, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EveryCaption:
+    """The same with every caption of each row."""
+
+    def applies(self, one: EvalSet) -> bool:
+        """Whether the set has captions."""
+        return applies(one)
+
+    def evaluate(self, data: TaskData) -> TaskResult:
+        """As `evaluate`."""
+        return _evaluate(data, None)
+
+
+EVERY_CAPTION = _EveryCaption()
+
+
+def _evaluate(data: TaskData, most: int | None) -> TaskResult:
+    """Retrieval with at most `most` captions a row, all of them if None."""
     rows = np.array([row for row in data.set.rows if data.features.captions(row)], np.int64)
     if len(rows) < 2:
         raise InputError(f"{data.set.name}: retrieval needs at least two rows with captions, got {len(rows)}")
-    captions = [data.features.captions(row)[0] for row in rows]
+    of_rows = [list(data.features.captions(row))[:most] for row in rows]
+    owner = np.repeat(np.arange(len(rows)), [len(captions) for captions in of_rows])
+    captions = [caption for captions in of_rows for caption in captions]
     texts, first, caption_of = np.unique(captions, return_index=True, return_inverse=True)
-    images, text_features = data.features.images(rows), data.features.texts(texts.tolist())
+    images, words = data.features.images(rows), data.features.texts(texts.tolist())
     groups = np.unique(data.groups(rows), return_inverse=True)[1]
-    own, said = np.arange(len(rows)), _said(groups, caption_of)
+    said = _table(groups[owner], caption_of, groups.max() + 1, len(texts))  # a caption of some image of the group
+    member = _table(groups, np.arange(len(rows)), groups.max() + 1, len(rows))
+    own = _table(np.arange(len(owner)), owner, len(owner), len(rows))
 
     # name: queries, pool, right items, items' pool numbers, groups of the queries
     readings = {
-        "i2t": (images, text_features, lambda q: said[groups[q]].toarray(), None, groups),
-        "t2i": (text_features, images, lambda q: said[:, q].toarray().T[:, groups], None, groups[first]),
-        "i2t_strict": (images, text_features, lambda q: own == q[:, None], caption_of, groups),
-        "t2i_strict": (text_features[caption_of], images, lambda q: own == q[:, None], None, groups),
+        "i2t": (images, words, said[groups], None, groups),
+        "t2i": (words, images, said.T @ member, None, groups[owner[first]]),
+        "i2t_strict": (images, words, own.T, caption_of, groups),
+        "t2i_strict": (words[caption_of], images, own, None, groups[owner]),
     }
     estimates, predictions = {}, {"ids": data.ids(rows), "rows": rows, "groups": groups}
-    predictions |= {"texts": texts, "caption_of": caption_of}
+    predictions |= {"texts": texts, "caption_of": caption_of, "owner": owner}
     for name, (queries, pool, right, expand, units) in readings.items():
-        ranks, best, cosines = search(queries, pool, right, expand=expand)
-        estimates |= _estimates(name, ranks, len(pool) if expand is None else len(expand), units, data)
-        predictions |= {f"{name}_rank": ranks, f"{name}_best": best, f"{name}_cosine": cosines}
+        found = ranking.search(queries, pool, right, expand=expand)
+        estimates |= _estimates(name, found, len(pool) if expand is None else len(expand), units, data)
+        predictions |= {f"{name}_rank": found.ranks, f"{name}_precision": found.precision}
+        predictions |= {f"{name}_best": found.best, f"{name}_cosine": found.cosines}
     context = {
-        "profile": "first_caption",
+        "profile": "first_caption" if most == 1 else "every_caption",
         "feature_layer": "embedding",
         "images": len(rows),
         "captions": len(texts),
@@ -92,23 +87,22 @@ def evaluate(data: TaskData) -> TaskResult:
     return TaskResult(estimates, predictions, context)
 
 
-def _said(groups: np.ndarray, caption_of: np.ndarray) -> csc_array:
-    """Bool `[groups, captions]`: some image of the group has the caption, which is then right for all its images."""
-    pairs = np.unique(np.stack([groups, caption_of]), axis=1)
-    shape = groups.max() + 1, caption_of.max() + 1
-    return csc_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=shape)
+def _table(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> csr_array:
+    """Bool `[height, width]`, True at these places."""
+    return csr_array((np.ones(len(rows), bool), (rows, columns)), shape=(height, width))
 
 
-def _estimates(name: str, ranks: np.ndarray, pool: int, units: np.ndarray, data: TaskData) -> dict:
+def _estimates(name: str, found: ranking.Ranking, pool: int, units: np.ndarray, data: TaskData) -> dict:
     direction, _, strict = name.partition("_")
     tail = f"_of_{pool}" + (f"_{strict}" if strict else "")
-    seed = bootstrap.seed_of(data.seed, data.set.name, name)
-    weights = bootstrap.draw(len(ranks), data.resamples, seed, units=units)
-    found = {}
-    for cut in CUTS:
-        hits = ranks <= cut
-        estimate = bootstrap.Estimate(float(hits.mean()), bootstrap.mean(hits, weights))
-        found[f"{direction}_R@{cut}{tail}"] = (estimate, len(ranks))
-    middle = bootstrap.Estimate(float(np.median(ranks)), bootstrap.median(ranks, weights))
-    found[f"{direction}_median_rank{tail}"] = (middle, len(ranks))
-    return found
+    n = len(found.ranks)
+    weights = bootstrap.draw(n, data.resamples, bootstrap.seed_of(data.seed, data.set.name, name), units=units)
+
+    def mean(values) -> tuple[bootstrap.Estimate, int]:
+        return bootstrap.Estimate(float(values.mean()), bootstrap.mean(values, weights)), n
+
+    estimates = {f"{direction}_R@{cut}{tail}": mean(found.ranks <= cut) for cut in CUTS}
+    middle = bootstrap.Estimate(float(np.median(found.ranks)), bootstrap.median(found.ranks, weights))
+    estimates[f"{direction}_median_rank{tail}"] = (middle, n)
+    estimates[f"{direction}_mAP{tail}"] = mean(found.precision)
+    return estimates
