@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from mmkd_jax.evals import linear_probe, logistic
 
 
-def problem(n=300, width=24, classes=4, seed=0, noise=1.0, decay=1.5):
+def problem(n=200, width=16, classes=4, seed=0, noise=1.0, decay=1.5):
     """Correlated features whose spectrum falls, standardised; `noise` 0 can be separated."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(n) % classes)

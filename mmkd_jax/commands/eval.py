@@ -24,7 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for results.json and predictions/")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sources of the set (default: all)")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="of zeroshot, retrieval, linear_probe (default: all three)"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="zeroshot, retrieval, linear_probe (default: these three), retrieval_all, knn, label_efficiency, "
+        "calibration; zeroshot_ with mmkd, unimed, clip_benchmark, open_clip, conch or medmnist, as they count",
     )
     parser.add_argument(
         "--prompts", default="ensemble", metavar="PROFILE", help="ensemble (templates by modality) or names"

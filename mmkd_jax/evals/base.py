@@ -19,11 +19,25 @@ from mmkd_jax.evals.features import Features
 from mmkd_jax.evals.prompts import Prompts
 from mmkd_jax.specs import ModelSpec
 
-# A task is a module with `applies(EvalSet) -> bool` and `evaluate(TaskData) -> TaskResult`.
+# A task is a module or object with `applies(EvalSet) -> bool` and `evaluate(TaskData) -> TaskResult`.
 TASKS = {
     "zeroshot": "mmkd_jax.evals.zeroshot",
     "retrieval": "mmkd_jax.evals.retrieval",
     "linear_probe": "mmkd_jax.evals.linear_probe",
+}
+# These by name only.
+MORE_TASKS = {
+    "calibration": "mmkd_jax.evals.calibration",
+    "knn": "mmkd_jax.evals.neighbours",
+    "label_efficiency": "mmkd_jax.evals.label_efficiency",
+    "multilabel": "mmkd_jax.evals.multilabel",
+    "retrieval_all": "mmkd_jax.evals.retrieval.EVERY_CAPTION",
+    "zeroshot_mmkd": "mmkd_jax.evals.profiles.MMKD",
+    "zeroshot_unimed": "mmkd_jax.evals.profiles.UNIMED",
+    "zeroshot_clip_benchmark": "mmkd_jax.evals.profiles.CLIP_BENCHMARK",
+    "zeroshot_open_clip": "mmkd_jax.evals.profiles.OPEN_CLIP",
+    "zeroshot_conch": "mmkd_jax.evals.profiles.CONCH",
+    "zeroshot_medmnist": "mmkd_jax.evals.profiles.MEDMNIST",
 }
 
 
@@ -63,6 +77,8 @@ class EvalSet:
       class_names: in the order of the labels; empty without classes.
       prompts: of the classes; None without classes.
       captions: whether the rows carry captions to retrieve.
+      targets: where a row may have several of the classes: int `[n, classes]`, 1 there, 0 not there, -1 unknown.
+      absent: prompts of each class not being there, for such sets; general ones when None.
     """
 
     name: str
@@ -74,6 +90,8 @@ class EvalSet:
     class_names: tuple[str, ...] = ()
     prompts: Prompts | None = None
     captions: bool = False
+    targets: np.ndarray | None = None
+    absent: Prompts | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +188,7 @@ def run(
       pairs: the pairs set that the sets' rows refer to.
       sets: what to evaluate on, with different names.
       out: folder that receives `predictions/<model>/<set>.<task>.npz`.
-      tasks: names from `TASKS`, or dotted paths of modules of the same form.
+      tasks: names from `TASKS` and `MORE_TASKS`, or dotted paths of modules of the same form.
       seed: of the bootstrap and of the probe's held-out part.
       bootstrap: number of resamples of the intervals.
       probe_layer: `embedding` (projected) or `pooled` (before the projection).
@@ -182,7 +200,7 @@ def run(
     Raises:
       InputError: an unknown task, sets of one name, labels or features that cannot be evaluated.
     """
-    modules = {task: registry.resolve(task, TASKS, "task") for task in tasks}
+    modules = {task: registry.resolve(task, TASKS | MORE_TASKS, "task") for task in tasks}
     if len({s.name for s in sets}) < len(sets):
         raise InputError("two evaluation sets have the same name; rename one")
     features = Features(encoder, pairs, micro_batch)

@@ -77,6 +77,22 @@ def draw(n: int, resamples: int, seed: int, *, units=None, strata=None) -> np.nd
     return counts[:, unit_of]
 
 
+def draw_forced(labels, resamples: int, seed: int) -> np.ndarray:
+    """Counts as `draw`, by a common but biased way of stratifying: one row of each class, the others from all rows.
+
+    A rare class is drawn too often: of 10 rows in 1000 a resample has 10.98 on average. For parity with numbers that
+    were made so; `draw` with strata keeps each class as it is.
+    """
+    labels = np.asarray(labels)
+    rng, counts = np.random.default_rng(seed), np.zeros((resamples, len(labels)), np.int32)
+    classes = np.unique(labels)
+    for c in classes:
+        members = np.flatnonzero(labels == c)
+        np.add.at(counts, (np.arange(resamples), rng.choice(members, resamples)), 1)
+    others = len(labels) - len(classes)
+    return counts + rng.multinomial(others, np.full(len(labels), 1 / len(labels)), size=resamples).astype(np.int32)
+
+
 def plan(labels, groups, resamples: int, seed: int) -> Plan:
     """Resampling for a labelled set: whole groups where rows share one, and within classes where one could vanish.
 
@@ -146,6 +162,39 @@ def macro_auc(labels, scores, weights: np.ndarray) -> np.ndarray:
     present = np.unique(labels)
     pairs = [_auc_counts(labels == c, np.asarray(scores)[:, c], weights) for c in present]
     return _mean_where(np.stack([won for won, _ in pairs], 1), np.stack([all_ for _, all_ in pairs], 1))
+
+
+def binary_auc(positive, scores, weights: np.ndarray) -> np.ndarray:
+    """ROC AUC under each resample, ties counting half, float64 `[resamples]`; NaN where a class is missing."""
+    won, pairs = _auc_counts(np.asarray(positive, bool), np.asarray(scores), weights)
+    return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+
+
+def one_versus_one_auc(labels, scores, weights: np.ndarray) -> np.ndarray:
+    """Mean AUC over ordered pairs of classes, each among the rows of its two classes (Hand and Till 2001).
+
+    Float64 `[resamples]`; pairs with a class missing from a resample are left out there.
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    parts = []
+    for a in np.unique(labels):
+        for b in np.unique(labels[labels != a]):
+            rows = (labels == a) | (labels == b)
+            parts.append(_auc_counts(labels[rows] == a, scores[rows, a], weights[:, rows]))
+    return _mean_where(np.stack([won for won, _ in parts], 1), np.stack([pairs for _, pairs in parts], 1))
+
+
+def average_precision(positive, scores, weights: np.ndarray) -> np.ndarray:
+    """Sum of precision times gain in recall over the different scores, float64 `[resamples]`; NaN without positives."""
+    positive, scores = np.asarray(positive, bool), np.asarray(scores)
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
+    ordered = weights[:, order].astype(np.float64)
+    hits = np.add.reduceat(ordered * positive[order], starts, axis=1)
+    reached, found = np.cumsum(np.add.reduceat(ordered, starts, axis=1), axis=1), np.cumsum(hits, axis=1)
+    precision = np.divide(found, reached, out=np.zeros(found.shape), where=reached > 0)
+    total = found[:, -1]
+    return np.divide((hits * precision).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:

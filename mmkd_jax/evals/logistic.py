@@ -78,7 +78,7 @@ def path(features, labels, strengths: Sequence[float], tolerance: float = TOLERA
 
 def _device():
     """The default device where it has float64, a CPU otherwise (TPUs emulate it slowly)."""
-    return jax.devices()[0] if jax.default_backend() in ("cpu", "gpu") else jax.local_devices(backend="cpu")[0]
+    return jax.local_devices(backend=None if jax.default_backend() in ("cpu", "gpu") else "cpu")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Problem:
         features, axes, columns = features - mean, None, width
         if n <= width:
             axes = np.linalg.svd(features, full_matrices=False)[2].T
-            features, columns = features @ axes, _size(n)
+            features, columns = features @ axes, min(_size(n), width)
         rows = _size(n)
         filled, truth, share = np.zeros((rows, columns)), np.zeros((rows, classes)), np.zeros(rows)
         filled[:n, : features.shape[1]] = features
@@ -113,7 +113,8 @@ class _Problem:
     def arrays(self) -> tuple:
         """What `_solve` takes, on its device."""
         with jax.enable_x64(True), jax.default_device(_device()):
-            return tuple(map(jnp.asarray, (self.features, self.truth, self.share)))
+            turned = np.ascontiguousarray(self.features.T)  # its products are faster than those of a transposed view
+            return tuple(map(jnp.asarray, (self.features, turned, self.truth, self.share)))
 
     def raw(self, solution: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights and intercept for features as they were given."""
@@ -122,12 +123,13 @@ class _Problem:
 
 
 def _size(n: int) -> int:
-    """`n` rounded up: to a power of two up to 1024, then to whole 1024s."""
-    return max(16, 1 << (n - 1).bit_length()) if n <= 1024 else -(-n // 1024) * 1024
+    """`n` rounded up: to whole 128s up to 1024, then to whole 1024s."""
+    step = 128 if n <= 1024 else 1024
+    return -(-n // step) * step
 
 
 @jax.jit
-def _solve(features, truth, share, penalty, start, tolerance):
+def _solve(features, turned, truth, share, penalty, start, tolerance):
     """The solution float64 `[axes + 1, classes]` (intercept last), iterations and the gradient's norm."""
     penalties = jnp.full((len(start), 1), penalty).at[-1].set(0)
 
@@ -142,7 +144,7 @@ def _solve(features, truth, share, penalty, start, tolerance):
         own = jnp.sum(truth * (scores - top), axis=1)
         value = share @ (jnp.log(total[:, 0]) - own) + 0.5 * jnp.sum(penalties * weights**2)
         wrong = (odds / total - truth) * share[:, None]
-        return value, jnp.concatenate([features.T @ wrong, wrong.sum(axis=0)[None]]) + penalties * weights
+        return value, jnp.concatenate([turned @ wrong, wrong.sum(axis=0)[None]]) + penalties * weights
 
     def going_on(state):
         slope = jnp.sqrt(jnp.sum(state["gradient"] ** 2))
@@ -152,7 +154,7 @@ def _solve(features, truth, share, penalty, start, tolerance):
     def iterate(state):
         inverse = jax.lax.cond(
             state["step"] % RENEW == 0,
-            lambda: _preconditioner(features, state["scores"], share, penalty),
+            lambda: _preconditioner(features, turned, state["scores"], share, penalty),
             lambda: state["inverse"],
         )
         direction = -_direction(state["gradient"], state["moves"], state["turns"], inverse, state["step"])
@@ -183,15 +185,15 @@ def _solve(features, truth, share, penalty, start, tolerance):
     return state["weights"], state["step"], jnp.sqrt(jnp.sum(state["gradient"] ** 2))
 
 
-def _preconditioner(features, scores, share, penalty):
+def _preconditioner(features, turned, scores, share, penalty):
     """Inverse of the Hessian's mean over the classes, float64 `[axes + 1, axes + 1]`."""
     chance = jax.nn.softmax(scores, axis=1)
     weight = share * (1 - jnp.sum(chance**2, axis=1)) / (scores.shape[1] - 1)
     weighted = features * weight[:, None]
     side = weighted.sum(axis=0)[:, None]
-    mean = jnp.block([[features.T @ weighted, side], [side.T, weight.sum()[None, None]]])
-    whole = jnp.eye(len(mean))
-    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(mean + penalty * whole), whole)
+    corner = weight.sum()[None, None]
+    mean = jnp.block([[turned @ weighted + penalty * jnp.eye(len(turned)), side], [side.T, corner * (1 + 1e-6)]])
+    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(mean), jnp.eye(len(mean)))
     return (inverse + inverse.T) / 2
 
 

@@ -53,10 +53,28 @@ def from_templates(class_names: Sequence[str], wordings: Sequence[str], profile:
     Raises:
       InputError: a template without exactly one `{}`.
     """
+    return from_synonyms([[name] for name in class_names], wordings, profile)
+
+
+def from_synonyms(synonyms: Sequence[Sequence[str]], wordings: Sequence[str], profile: str = "synonyms") -> Prompts:
+    """Every name of a class put into every template; classes may have different numbers of names.
+
+    All sentences of a class count alike, so that the mean of a class is flat over names and templates.
+
+    Raises:
+      InputError: a template without exactly one `{}`.
+    """
     for wording in wordings:
         if wording.count("{}") != 1:
             raise InputError(f"the prompt template {wording!r} must contain {{}} once, where the class name goes")
-    return Prompts(tuple(tuple(w.replace("{}", name) for w in wordings) for name in class_names), profile)
+    return Prompts(
+        tuple(tuple(w.replace("{}", name) for name in names for w in wordings) for names in synonyms), profile
+    )
+
+
+def absent(class_names: Sequence[str]) -> Prompts:
+    """What is said of a picture that does not show each finding: the other side of a multi-label question."""
+    return from_templates(class_names, _data()["absent"], "absent")
 
 
 def from_sentences(class_names: Sequence[str], sentences: Mapping[str, Sequence[str]]) -> Prompts:

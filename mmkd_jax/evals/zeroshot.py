@@ -12,6 +12,7 @@ from mmkd_jax.errors import InputError
 from mmkd_jax.evals import bootstrap, metrics
 from mmkd_jax.evals.base import EvalSet, TaskData, TaskResult
 from mmkd_jax.evals.features import unit
+from mmkd_jax.evals.prompts import Prompts
 
 
 def class_embeddings(features, counts) -> np.ndarray:
@@ -28,24 +29,33 @@ def class_embeddings(features, counts) -> np.ndarray:
     return unit(np.stack([part.mean(axis=0) for part in parts]))
 
 
-def probabilities(images, classes, logit_scale: float) -> np.ndarray:
-    """Float32 `[n, classes]` from image features `[n, embed]` and class embeddings `[classes, embed]`."""
-    return softmax(np.float32(logit_scale) * (unit(images) @ unit(classes).T), axis=1)
+def cosines(data: TaskData, prompts: Prompts) -> np.ndarray:
+    """Cosines of the test rows and the prompts' classes, float32 `[n, classes]`.
 
-
-def applies(one: EvalSet) -> bool:
-    """Whether the set has classes and prompts for them."""
-    return bool(one.class_names) and one.prompts is not None
-
-
-def evaluate(data: TaskData) -> TaskResult:
-    """Accuracy, balanced accuracy, macro F1 and macro one-versus-rest AUC with intervals."""
-    prompts, rows = data.set.prompts, data.set.rows
+    Raises:
+      InputError: the prompts are not those of the set's classes.
+    """
     if len(prompts.sentences) != len(data.set.class_names):
         raise InputError(f"{data.set.name}: {len(prompts.sentences)} classes have prompts, not all of the set's")
     texts = data.features.texts([text for of_class in prompts.sentences for text in of_class])
     classes = class_embeddings(texts, map(len, prompts.sentences))
-    scores = probabilities(data.features.images(rows), classes, data.logit_scale)
+    return unit(data.features.images(data.set.rows)) @ unit(classes).T
+
+
+def probabilities(cosines, logit_scale: float) -> np.ndarray:
+    """Softmax over classes of scaled cosines `[n, classes]`, float32."""
+    return softmax(np.float32(logit_scale) * np.asarray(cosines, np.float32), axis=1)
+
+
+def applies(one: EvalSet) -> bool:
+    """Whether the set has classes, of which each row has one, and prompts for them."""
+    return bool(one.class_names) and one.prompts is not None and one.targets is None
+
+
+def evaluate(data: TaskData) -> TaskResult:
+    """Accuracy, balanced accuracy, macro F1 and macro one-versus-rest AUC with intervals."""
+    prompts = data.set.prompts
+    scores = probabilities(cosines(data, prompts), data.logit_scale)
     context = {
         "profile": prompts.profile,
         "prompt_hash": prompts.hash,
