@@ -93,7 +93,7 @@ def _train(
             watchdog.alive(f"step {step}")
             leave = notice.reached(step) and step != job.steps
             logged = step % config.log_every == 0
-            save = saver.due(step) or step == job.steps or leave or (logged and saver.overdue())
+            save = saver.due(step) or step == job.steps or leave
             if save or logged:
                 scalars, spike = stability.watch(watched, paths, config.spikes, progress.say)
                 if spike:
@@ -102,6 +102,9 @@ def _train(
                 if logged or step == job.steps:
                     log.write(step, {**scalars, "pairs_per_second": progress.rate(step)})
                 watched.clear()
+            if logged and not save:
+                jax.block_until_ready(state)  # the question is a program of its own: two at once may block each other
+                save = saver.overdue()
             if save:
                 progress.say(f"saving step {step}")
                 saver.save(step, state, meta, scalars)
