@@ -160,7 +160,9 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-TOLERANCE = 0.01  # of the spread of logits, some 40: half precision moves them by 0.1, a wrong activation by several
+# Of the spread of logits. At full size with random weights, against the authors' code: 2e-5; with exact GELU 5e-3 to
+# 2e-2 a picture, and once another first prompt.
+TOLERANCE = 0.004
 
 
 def test_the_check_of_the_table_would_see_a_wrong_activation(tmp_path):
