@@ -1,6 +1,7 @@
 """Zero-shot as public harnesses count it, several findings a picture, calibration, neighbours, label efficiency."""
 
 import io
+import json
 import warnings
 
 import numpy as np
@@ -283,6 +284,36 @@ def test_synonyms_make_a_flat_mean():
     for wrong, message in ((["no place"], "must contain"), ([], "at least one prompt")):
         with pytest.raises(InputError, match=message):
             prompts.from_synonyms([["a"], ["b"]], wrong)
+
+
+def test_prompts_from_a_file(tmp_path):
+    path = tmp_path / "prompts.json"
+    records = {
+        "colours": {"templates": ["a {}", "{}"], "synonyms": {"red nodule": ["red lump", "red nodule"]}},
+        "plain": {"templates": ["a {}"]},
+        "full": {"sentences": {name: [f"this is {name}"] for name in CLASSES}},
+    }
+    path.write_text(json.dumps(records))
+    made = prompts.default(CLASSES, profile=str(path), name="colours")
+    assert made.sentences[0] == ("a red nodule", "red nodule", "a red lump", "red lump")
+    assert (made.sentences[1], made.profile) == (("a green nodule", "green nodule"), "synonyms")
+    assert prompts.default(CLASSES, profile=str(path), name="plain").profile == "templates"
+    assert prompts.default(CLASSES, profile=str(path), name="full").sentences[2] == ("this is blue nodule",)
+    assert prompts.default(CLASSES, "ct", str(path), name="another") == prompts.default(CLASSES, "ct")
+    for record, message in (
+        ([], "must be"),
+        ({"template": ["{}"]}, "must be"),
+        ({"templates": "a {}"}, "must be lists"),
+        ({"templates": ["{}"], "synonyms": {"red nodul": ["x"]}}, "did you mean 'red nodule'"),
+        ({"templates": ["a"]}, "must contain"),
+        ({"sentences": {"red nodule": ["x"]}}, "no prompts are given"),
+    ):
+        path.write_text(json.dumps({"colours": record}))
+        with pytest.raises(InputError, match=message):
+            prompts.default(CLASSES, profile=str(path), name="colours")
+    path.write_text("[]")
+    with pytest.raises(InputError, match="by the name of a set"):
+        prompts.default(CLASSES, profile=str(path), name="colours")
 
 
 # ---------------------------------------------------------------- several findings

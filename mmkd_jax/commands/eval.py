@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "calibration; zeroshot_ with mmkd, unimed, clip_benchmark, open_clip, conch or medmnist, as they count",
     )
     parser.add_argument(
-        "--prompts", default="ensemble", metavar="PROFILE", help="ensemble (templates by modality) or names"
+        "--prompts",
+        default="ensemble",
+        metavar="PROFILE",
+        help="ensemble (templates by modality), names, or a JSON file with templates, synonyms or sentences by set",
     )
     parser.add_argument("--probe-layer", default="embedding", metavar="LAYER", help="embedding or pooled (students)")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples of the intervals")

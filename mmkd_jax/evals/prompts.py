@@ -92,14 +92,46 @@ def from_sentences(class_names: Sequence[str], sentences: Mapping[str, Sequence[
     return Prompts(tuple(tuple(sentences[name]) for name in class_names), "sentences")
 
 
+def from_record(class_names: Sequence[str], record: Mapping, where: str = "prompts") -> Prompts:
+    """Prompts as a file gives them.
+
+    Either `{"sentences": {class: [...]}}`, or `{"templates": [...], "synonyms": {class: [...]}}`, where synonyms are
+    further names of a class beside its own, and may be left out.
+
+    Raises:
+      InputError: another form, unknown classes, or what `from_sentences` and `from_synonyms` refuse; says where.
+    """
+    if not isinstance(record, Mapping) or set(record) not in ({"sentences"}, {"templates"}, {"templates", "synonyms"}):
+        raise InputError(f'{where}: must be {{"sentences": ...}} or {{"templates": ..., "synonyms": ...}}')
+    synonyms = record.get("synonyms", {})
+    lists = [record.get("templates", []), *record.get("sentences", {}).values(), *synonyms.values()]
+    if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
+        raise InputError(f"{where}: templates, and the sentences or synonyms of each class, must be lists of texts")
+    for name in synonyms:
+        if name not in class_names:
+            raise InputError(f"{where}: synonyms are given for {name!r}, not a class; {near(name, class_names)}")
+    if "sentences" in record:
+        return from_sentences(class_names, record["sentences"])
+    names = [list(dict.fromkeys([name, *synonyms.get(name, [])])) for name in class_names]
+    return from_synonyms(names, record["templates"], "synonyms" if synonyms else "templates")
+
+
 def default(
     class_names: Sequence[str], modality: str | None = None, profile: str = "ensemble", *, name: str = ""
 ) -> Prompts:
     """The class names in the modality's templates (`ensemble`), or by themselves (`names`).
 
     A set whose `name` has wording of its own in prompts.json is asked in that, if it has the classes it was written
-    for: templates, or full sentences a class.
+    for: templates, or full sentences a class. `profile` may also be a JSON file, see `from_record`, with a record by
+    set's name; sets that are not in it are asked as in `ensemble`, and the result's context says so.
     """
+    if profile.endswith(".json"):
+        records = io.read_json(profile)
+        if not isinstance(records, dict):
+            raise InputError(f"{profile} must hold an object with a record of prompts by the name of a set")
+        if name in records:
+            return from_record(class_names, records[name], f"{profile}, set {name}")
+        profile = "ensemble"
     if profile not in PROFILES:
         raise InputError(f"prompt profile {profile!r} is unknown; {near(profile, PROFILES)}")
     own = _data()["sets"].get(name) if profile == "ensemble" else None
