@@ -41,7 +41,7 @@ UNIMED_CLIP = Facts(
         tokenizer=WORDPIECE,
         license="cc-by-nc-4.0",
         source="https://github.com/mbzuai-oryx/UniMed-CLIP",
-        modalities=("ct", "mri", "xray", "ultrasound", "pathology", "fundus"),
+        modalities=("ct", "mri", "xray", "ultrasound", "histopathology", "fundus"),
     ),
     weights="unimed-clip-vit-b16.pt; keys `visual.*` and `text_encoder.*`; vocab.txt is BiomedBERT's",
     facts=(
@@ -83,7 +83,7 @@ def _like_biomedclip(name: str, modalities: tuple[str, ...], *facts, published_a
 
 QUILTNET_B16_PMB = _like_biomedclip(
     "QuiltNet-B-16-PMB",
-    ("pathology",),
+    ("histopathology",),
     known("the architecture and config of BiomedCLIP", "its open_clip_config.json"),
     published_as="QuiltNet",
 )

@@ -54,7 +54,7 @@ def _quilt(name: str, patch: int) -> Facts:
             tokenizer=CLIP_BPE,
             license="mit",
             source=f"https://huggingface.co/wisdomik/{name}",
-            modalities=("pathology",),
+            modalities=("histopathology",),
         ),
         weights=OPEN_CLIP_FOLDER,
         facts=(
@@ -107,7 +107,7 @@ PLIP = Facts(
         preprocess=Preprocess(rgb_first=True),
         tokenizer=PLAIN_BPE,
         source="https://huggingface.co/vinid/plip",
-        modalities=("pathology",),
+        modalities=("histopathology",),
     ),
     weights="the folder of Hugging Face's CLIPModel: pytorch_model.bin or model.safetensors beside config.json",
     facts=(

@@ -6,7 +6,8 @@ from mmkd_jax.specs import ModelSpec, TokenizerSpec
 
 CLIP_BPE, WORDPIECE = TokenizerSpec("bpe"), TokenizerSpec("wordpiece")  # as OpenAI and open_clip feed them
 PLAIN_BPE, PLAIN_WORDPIECE = TokenizerSpec("bpe", repair=False), TokenizerSpec("wordpiece", repair=False)
-ALL = ("ct", "mri", "xray", "ultrasound", "pathology", "fundus", "dermatology", "endoscopy", "microscopy")
+# In the words of pairs sets, so that routing can find who was made for a modality.
+ALL = ("ct", "mri", "xray", "ultrasound", "histopathology", "fundus", "dermoscopy", "endoscopy", "microscopy")
 
 
 @dataclasses.dataclass(frozen=True)
