@@ -19,6 +19,9 @@ if kind == "-m":
 else:
     exec(what, sys.modules["__main__"].__dict__)
 """
+# Only the first of several processes fills JAX's cache of programs. The next time it would be ready at once, and wait
+# for the others, which compile; the CPU's collectives wait 30 s for a process at most.
+ALIKE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 _started: list[subprocess.Popen] = []
 
 
@@ -52,6 +55,7 @@ def together(arguments: Sequence[str], count: int, devices: int, **environ: str)
     processes = []
     for index in range(count):
         place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+        place |= ALIKE
         environment = {**os.environ, **flags, **(place if count > 1 else {}), **environ}
         processes.append(start(arguments, env=environment, stderr=subprocess.PIPE, text=True))
     return processes

@@ -236,6 +236,7 @@ def pair(workdir, *changes, fault=""):
         "JAX_COORDINATOR_ADDRESS": processes.free_address(),
         "JAX_NUM_PROCESSES": "2",
         "MMKD_HEARTBEAT_SECONDS": "10",
+        **processes.ALIKE,
     }
     environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     faults = ("", fault)
