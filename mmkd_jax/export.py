@@ -111,13 +111,13 @@ def export_checkpoint(
     student = api.load(checkpoint)
     data = dict(student.meta["data"])
     terms = data.pop("licences", {"teachers": {}, "data": {}})
-    found = licences.conflicts(_licences(student.spec, terms), use)
+    found = licences.conflicts(licences.of_checkpoint(student.meta), use)
     if found and not accept_licences:
         raise InputError(f"{'; '.join(found)}; export with --accept-licences if you have another permission")
     meant = f"{model_card.RESEARCH} Meant for {use} use."
     parts: dict[str, Any] = {
         "use": " ".join([meant, *(f"Exported although {line}." for line in found)]),
-        "data": {**data, **({"licences": terms["data"]} if terms["data"] else {})},
+        "data": {**data, **({"licences": terms["data"]} if terms["data"] else {}), **_began(student.meta)},
         "teachers": [{"name": name, "licence": licence} for name, licence in terms["teachers"].items()],
         "recipe": {key: value for key, value in student.meta["config"].items() if key != "model"},
         "results": [{column: row.get(column, "") for column in model_card.RESULT_COLUMNS} for row in results or ()],
@@ -126,11 +126,9 @@ def export_checkpoint(
     return export_model(student.spec, student.params, student.tokenizer, out, form=form, card=parts, hub=hub)
 
 
-def _licences(spec: ModelSpec, terms: Mapping[str, Any]) -> dict[str, str]:
-    """Licences by what they are of."""
-    named = {f"teacher {name}": licence for name, licence in terms["teachers"].items()}
-    named |= {f"data under {licence}": licence for licence in terms["data"]}
-    return named if spec.license == "unknown" else {f"the model {spec.name}": spec.license, **named}
+def _began(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card says of the weights that a student began with."""
+    return {"began with": meta["inherited"]} if meta.get("inherited") else {}
 
 
 def _open_clip(spec: ModelSpec, tokenizer: Tokenizer, place: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ names say: ND forbids sharing what was made from a work, NC using it commerciall
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from mmkd_jax.errors import InputError
 
@@ -13,6 +14,19 @@ USES = ("research", "commercial")
 _NO_DERIVATIVES = re.compile(r"\bnd\b|no.?deriv", re.IGNORECASE)
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non.?commercial|research.only", re.IGNORECASE)
 _UNKNOWN = re.compile(r"|unknown|other|not (stated|known)", re.IGNORECASE)
+
+
+def of_checkpoint(meta: Mapping[str, Any]) -> dict[str, str]:
+    """Licences of all that a checkpoint's parameters were made from, by what they are of.
+
+    Args:
+      meta: the checkpoint's record: of its spec, its teachers and data, and of what it started from.
+    """
+    spec, terms = meta["spec"], meta["data"].get("licences", {})
+    own = {} if spec["license"] == "unknown" else {f"the model {spec['name']}": spec["license"]}
+    teachers = {f"teacher {name}": licence for name, licence in terms.get("teachers", {}).items()}
+    data = {f"data under {licence}": licence for licence in terms.get("data", {})}
+    return {**meta.get("inherited", {}), **own, **teachers, **data}
 
 
 def conflicts(licences: Mapping[str, str], use: str = "research") -> list[str]:

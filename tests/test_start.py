@@ -11,7 +11,7 @@ from mmkd_jax import cli, io
 from mmkd_jax import config as configs
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import state_dict, weights
-from mmkd_jax.train import checkpoint, folder, loop, optim, setup, sharding, start
+from mmkd_jax.train import checkpoint, checkpoint_tools, folder, loop, optim, setup, sharding, start
 from mmkd_jax.train import state as states
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -207,6 +207,37 @@ def test_a_run_that_goes_on_otherwise_records_both(tmp_path, monkeypatch):
     assert io.read_json(tmp_path / "run" / "config.json")["config"]["watchdog"] == 1.0
     assert "before" in io.read_json(tmp_path / "run" / "provenance.json")
     assert (tmp_path / "run" / "sharding.txt").read_text().startswith("mesh: data 4, fsdp 2,")
+
+
+def test_licences_of_what_a_run_began_with_go_on_with_it(tmp_path, capsys):
+    """From a teacher to stage 1 to what starts from that, though the earlier ones are gone; and into the export."""
+    config = tiny.stage1(*SMALL, "--config.steps=1")
+    first = tiny.untrained(config, tmp_path / "first")
+    found = checkpoint.load_meta(first)
+    terms = {"teachers": {"UniMed-CLIP": "cc-by-nc-4.0"}, "data": {"CC0-1.0": 3}}
+    found = {**found, "data": {"licences": terms}}
+    params = {"params": checkpoint.nested(checkpoint_tools.parameters(checkpoint.find(first)))}
+    saver = checkpoint.Checkpoints(tmp_path / "teacher")
+    saver.save(0, params, found)
+    saver.close()
+    second = loop.run(
+        tiny.stage1(*SMALL, "--config.steps=1", f"--config.init={tmp_path / 'teacher'}"), tmp_path / "two"
+    )
+    own = {"data under CC0": "CC0"}
+    began = {"teacher UniMed-CLIP": "cc-by-nc-4.0", "data under CC0-1.0": "CC0-1.0"}
+    assert checkpoint.load_meta(second)["inherited"] == began
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    third = loop.run(tiny.stage1(*SMALL, "--config.steps=1", f"--config.init={second}"), tmp_path / "three")
+    assert checkpoint.load_meta(third)["inherited"] == {**began, **own}
+    arguments = ["export", "--checkpoint", str(third), "--out", str(tmp_path / "out"), "--use", "commercial"]
+    assert cli.main(arguments) == 2
+    assert "teacher UniMed-CLIP (cc-by-nc-4.0) forbids commercial use" in capsys.readouterr().err
+    assert cli.main([*arguments, "--accept-licences"]) == 0
+    assert "cc-by-nc-4.0" in (tmp_path / "out" / "README.md").read_text()
+    alone = loop.run(config, tmp_path / "alone")
+    assert checkpoint.load_meta(alone)["inherited"] == {}
+    mean = checkpoint_tools.averaged([third, alone], tmp_path / "mean")
+    assert "teacher UniMed-CLIP" in checkpoint.load_meta(mean)["inherited"]
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path, capsys):

@@ -204,15 +204,20 @@ class Checkpoints:
 
 
 def describe(
-    spec: ModelSpec, tokenizer_files: dict[str, bytes], config: dict[str, Any], identity: dict[str, Any]
+    spec: ModelSpec,
+    tokenizer_files: dict[str, bytes],
+    config: dict[str, Any],
+    identity: dict[str, Any],
+    inherited: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The `meta` item: what it takes to use the parameters anywhere."""
+    """The `meta` item: what it takes to use the parameters anywhere, and licences of what they started from."""
     return {
         "schema": SCHEMA,
         "spec": spec.to_dict(),
         "tokenizer": {name: base64.b64encode(data).decode() for name, data in sorted(tokenizer_files.items())},
         "config": config,
         "data": identity,
+        "inherited": inherited or {},
     }
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mmkd_jax import io
+from mmkd_jax import io, licences
 from mmkd_jax.errors import InputError
 from mmkd_jax.train import checkpoint
 from mmkd_jax.train.commits import COMMIT, FOLDER
@@ -122,12 +122,10 @@ def averaged(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> epat
     mean = {name: jax.numpy.asarray(value / len(folders), np.float32) for name, value in total.items()}
     steps = [int(folder.name) for folder in folders if folder.name.isdigit()]
     step = max(steps, default=0)
+    inherited = {what: licence for meta in metas for what, licence in licences.of_checkpoint(meta).items()}
+    about = {"average": [os.fspath(folder) for folder in folders], "inherited": inherited}
     saver = checkpoint.Checkpoints(out)
-    saver.save(
-        step,
-        {"params": checkpoint.nested(mean)},
-        {**metas[-1], "average": [os.fspath(folder) for folder in folders]},
-    )
+    saver.save(step, {"params": checkpoint.nested(mean)}, {**metas[-1], **about})
     saver.close()
     return out / FOLDER / str(step)
 

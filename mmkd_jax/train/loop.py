@@ -23,7 +23,7 @@ from mmkd_jax.train import (
     stability,
 )
 from mmkd_jax.train.preemption import Notice, Preempted
-from mmkd_jax.train.start import first_state
+from mmkd_jax.train.start import first_state, inherited
 from mmkd_jax.train.state import make_step
 from mmkd_jax.train.watchdog import Watchdog
 
@@ -80,7 +80,8 @@ def _train(
     start = int(state.step)
     log = metrics.MetricsLog(workdir, start, configs.to_dict(config))
     progress = metrics.Progress(config.name, start, job.steps, config.batch)
-    meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity)
+    kept = inherited(config, saver)
+    meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity, kept)
     paths = stability.parameter_paths(state.params)
     watched: list[tuple[int, dict[str, Any]]] = []
     with distributed.failing_at_once(stability.NotFiniteError), contextlib.closing(log), contextlib.closing(progress):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mmkd_jax import io
+from mmkd_jax import io, licences
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import constraints, towers
 from mmkd_jax.train import checkpoint, setup, sharding
@@ -47,6 +47,20 @@ def first_state(
         return saver.restore(latest, like)[0]
     state = jax.jit(constraints.under(mesh, init), out_shardings=placement)()
     return state.replace(params=_merged(state.params, _given(config, job, state.params)))
+
+
+def inherited(config: ConfigDict, saver: checkpoint.Checkpoints) -> dict[str, Any]:
+    """Licences of the weights that the run began with, and of all that those were made from: `{what: licence}`.
+
+    Kept in its checkpoints: when it goes on, or is exported, what it began with may be gone.
+    """
+    latest = saver.latest()
+    if latest is not None:
+        return saver.meta(latest).get("inherited", {})
+    if config.init:
+        return licences.of_checkpoint(checkpoint.load_meta(config.init))
+    files = [config.towers[tower] for tower in ("image", "text") if config.towers[tower]]
+    return {f"starting weights {io.as_path(file).name}": "not stated" for file in files}
 
 
 def _given(config: ConfigDict, job: setup.Job, params: Any) -> Any:
