@@ -25,7 +25,7 @@ from teachers import specs
 from teachers.base import Base
 
 BACKENDS = ("flax", "torch")
-LENGTHS = 16, 32, 64, 128  # of texts, beside the full one: each is compiled once
+LENGTHS = 16, 32, 48, 64, 96, 128  # of texts, beside the full one: each is compiled once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from teachers.verify import relative_difference
 # ResNet with attention pooling, Swin, plain ResNet.
 FAMILIES = ("QuiltNet-B-16", "PLIP", "UniMed-CLIP", "BiomedCLIP", "PMC-CLIP", "MedCLIP-ViT", "MedCLIP-ResNet")
 LENGTHS = 10, 40  # tokens of a caption, before padding
+TEXTS = 4  # for each picture: the flax backend sorts them by length before it fills its batches
 TIMM_TINY = ImageTower(192, 12, 3, 16, 224, 768, "gelu", 1e-6, False, True, "timm")
 
 
@@ -65,7 +66,7 @@ def measure(names: Sequence[str], *, batch: int = 8, rounds: int = 5, small: boo
 
     Args:
       names: of records; all of `FAMILIES` if empty.
-      batch: pictures or texts at a time, of lengths and padding as each backend takes them in emission.
+      batch: pictures or texts at a time, texts as each backend takes them in emission (torch at the full context).
       rounds: of both backends.
       small: towers of the same kinds, in seconds instead of minutes.
 
@@ -81,7 +82,7 @@ def measure(names: Sequence[str], *, batch: int = 8, rounds: int = 5, small: boo
         common = {"name": name, "checkpoint": "", "spec": spec, "tokenizer": None, "weights_hash": ""}
         ours = Teacher(params=params, micro_batch=batch, **common)
         theirs = torch_backend.TorchTeacher(towers=towers, micro_batch=batch, **common)
-        for tower, inputs in (("image", pictures(spec, batch)), ("text", texts(spec, batch))):
+        for tower, inputs in (("image", pictures(spec, batch)), ("text", texts(spec, TEXTS * batch))):
             yield _measure(ours, theirs, tower, inputs, rounds)
 
 
@@ -89,7 +90,8 @@ def _measure(ours: Teacher, theirs: torch_backend.TorchTeacher, tower: str, inpu
     encode = {"flax": getattr(ours, f"encode_{tower}"), "torch": getattr(theirs, f"encode_{tower}")}
     difference = relative_difference(encode["flax"](inputs), encode["torch"](inputs))
     seconds = timing.interleaved({name: lambda f=f: f(inputs) for name, f in encode.items()}, rounds)
-    rates = {name: tuple(ours.micro_batch / s for s in values) for name, values in seconds.items()}
+    count = len(inputs if tower == "image" else inputs.ids)
+    rates = {name: tuple(count / s for s in values) for name, values in seconds.items()}
     return Speed(ours.name, tower, rates["flax"], rates["torch"], difference)
 
 
