@@ -76,10 +76,13 @@ def _balanced(one, index):
     return np.mean([right[labels == c].mean() for c in np.unique(labels)])
 
 
-def test_intervals_are_those_of_the_result_rows(folders):
-    models = comparison.contestants([f"{folders}/a", f"{folders}/bc:fair"])
-    found = comparison.compare(models, resamples=1000, metric="macro_auc")
-    arrays = outputs("lungs", SKILL["good"], 0, grouped=True)
+def test_intervals_are_those_of_the_result_rows(folders, tmp_path):
+    """Also where the rows of the set are in no order of ids."""
+    order = np.random.default_rng(0).permutation(45)
+    arrays = {name: value[order] for name, value in outputs("lungs", SKILL["good"], 0, grouped=True).items()}
+    store(tmp_path, "good", "lungs", arrays)
+    models = comparison.contestants([f"{tmp_path}", f"{folders}/bc:fair"])
+    found = comparison.compare(models, resamples=1000, metric="macro_auc", sets=["lungs"])
     seed = bootstrap.seed_of(0, "lungs", *arrays["ids"].tolist())
     plan = bootstrap.plan(arrays["labels"], arrays["groups"], 1000, seed)
     estimate = bootstrap.classification(arrays["labels"], arrays["scores"], plan.weights)["macro_auc"]
@@ -90,16 +93,14 @@ def test_intervals_are_those_of_the_result_rows(folders):
 
 def test_order_of_rows_and_of_resampling_does_not_matter(folders, tmp_path):
     """Outputs stored in another order are joined by id; swapping the models mirrors the table."""
-    for k, model in enumerate(("good", "fair")):
-        for dataset in N:
-            order = np.random.default_rng(k).permutation(N[dataset])
-            arrays = outputs(dataset, SKILL[model], k, grouped=dataset == "lungs")
-            store(tmp_path / model, model, dataset, {name: value[order] for name, value in arrays.items()})
-    shuffled = comparison.contestants([f"{tmp_path}/good", f"{tmp_path}/fair"])
-    found = comparison.compare(shuffled, resamples=300)
-    there = comparison.compare(comparison.contestants([f"{folders}/a", f"{folders}/bc:fair"]), resamples=300)
-    assert found["sets"] == there["sets"]
-    back = comparison.compare(shuffled[::-1], resamples=300)
+    for dataset in N:
+        order = np.random.default_rng(0).permutation(N[dataset])
+        arrays = outputs(dataset, SKILL["fair"], 1, grouped=dataset == "lungs")
+        store(tmp_path / "fair", "fair", dataset, {name: value[order] for name, value in arrays.items()})
+    found = comparison.compare(comparison.contestants([f"{folders}/a", f"{tmp_path}/fair"]), resamples=300)
+    models = comparison.contestants([f"{folders}/a", f"{folders}/bc:fair"])
+    assert found["sets"] == comparison.compare(models, resamples=300)["sets"]
+    back = comparison.compare(models[::-1], resamples=300)
     for one, other in zip(found["sets"], back["sets"]):
         a, b = one["differences"][0], other["differences"][0]
         assert (a["value"], a["low"], a["high"], a["p"]) == pytest.approx((-b["value"], -b["high"], -b["low"], b["p"]))

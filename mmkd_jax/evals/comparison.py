@@ -100,10 +100,10 @@ def compare(
     loaded = {name: _load(models, name, task) for name in names}
     estimates = {}
     for name, outputs in loaded.items():
-        given = [one for one in outputs if one is not None]
-        outcomes.check_same(name, given)
-        resampled = iter(outcomes.resample(name, given, metric, resamples, seed))
+        given = outcomes.joined(name, [one for one in outputs if one is not None])
+        ordered, resampled = iter(given), iter(outcomes.resample(name, given, metric, resamples, seed))
         estimates[name] = [None if one is None else next(resampled) for one in outputs]
+        loaded[name] = [None if one is None else next(ordered) for one in outputs]
     rows = [_row(models, name, loaded[name], estimates[name]) for name in names]
     _correct(rows, len(models))
     complete = [name for name in names if None not in estimates[name]]

@@ -23,7 +23,7 @@ _SAME = ("ids", "labels", "groups", "texts", "caption_of", "owner")  # what must
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What one model gave on one set: `arrays` as stored, rows in the order of their ids."""
+    """What one model gave on one set: `arrays` as stored."""
 
     model: str
     arrays: Mapping[str, np.ndarray]
@@ -56,7 +56,7 @@ def models(folder) -> list[str]:
 
 
 def read(folder, model: str, dataset: str, task: str, label: str) -> Outputs:
-    """The stored outputs; rows of classifications are put in the order of ids.
+    """The stored outputs.
 
     Raises:
       InputError: there are none, the file is damaged, or it is neither a classification nor a retrieval.
@@ -70,19 +70,19 @@ def read(folder, model: str, dataset: str, task: str, label: str) -> Outputs:
             f"task {task!r} stores neither scores of classes nor ranks of a retrieval; compare another one"
         )
     if found.classified:
-        order = np.argsort(stored["ids"], kind="stable")
-        found = Outputs(label, {name: stored[name][order] for name in ("ids", "labels", "groups", "scores")})
+        found = Outputs(label, {name: stored[name] for name in ("ids", "labels", "groups", "scores")})
         metrics.check(found.arrays["labels"], found.arrays["scores"])
     return found
 
 
-def check_same(dataset: str, outputs: Sequence[Outputs]) -> None:
-    """Proves that models were tested on the same cases with the same truth.
+def joined(dataset: str, outputs: Sequence[Outputs]) -> list[Outputs]:
+    """The outputs with the rows of classifications in the first one's order, proven to be of the same cases and truth.
 
     Raises:
       InputError: they were not; it says in what they differ.
     """
     first = outputs[0]
+    outputs = [first, *(_ordered(other, first) for other in outputs[1:])]
     for other in outputs[1:]:
         for name in _SAME:
             a, b = first.arrays.get(name), other.arrays.get(name)
@@ -94,6 +94,18 @@ def check_same(dataset: str, outputs: Sequence[Outputs]) -> None:
                 )
         if first.classified and first.arrays["scores"].shape != other.arrays["scores"].shape:
             raise InputError(f"{dataset}: {first.model} and {other.model} were asked for different numbers of classes")
+    return outputs
+
+
+def _ordered(other: Outputs, first: Outputs) -> Outputs:
+    """`other` with its rows where the same ids are in `first`, if it has the same ids."""
+    ids, wanted = other.arrays["ids"], first.arrays["ids"]
+    order, places = np.argsort(ids, kind="stable"), np.argsort(wanted, kind="stable")
+    if not other.classified or not np.array_equal(ids[order], wanted[places]):
+        return other
+    moved = np.empty(len(ids), np.int64)
+    moved[places] = order
+    return Outputs(other.model, {name: array[moved] for name, array in other.arrays.items()})
 
 
 def resample(dataset: str, outputs: Sequence[Outputs], metric: str, resamples: int, seed: int) -> list[Estimate]:
@@ -101,7 +113,7 @@ def resample(dataset: str, outputs: Sequence[Outputs], metric: str, resamples: i
 
     Args:
       dataset: name of the set.
-      outputs: proven by `check_same`.
+      outputs: of `joined`.
       metric: of `metrics.CLASSIFICATION`, or `i2t_R@1`, `t2i_R@10_strict` and so on for retrieval.
       resamples: how many, at least 1.
       seed: as of `mmkd eval`.
