@@ -75,10 +75,7 @@ def emit(
         )
         for name, teacher in teachers.items()
     }
-    wanted = np.ones(len(pairs), bool)
-    if rows is not None:
-        wanted = np.zeros(len(pairs), bool)
-        wanted[rows.rows] = True
+    wanted = _wanted(pairs, rows)
     pending = {name: set(writer.pending()) for name, writer in writers.items()}
     mine = range(jax.process_index(), len(next(iter(writers.values()))), jax.process_count())
     for shard in _watched([shard for shard in mine if any(shard in of_one for of_one in pending.values())]):
@@ -89,6 +86,15 @@ def emit(
     if jax.process_index() == 0:
         for writer in writers.values():
             writer.finish()
+
+
+def _wanted(pairs: PairsSet, rows: RowIndex | None) -> np.ndarray:
+    """Which rows of the set are encoded, bool `[rows]`."""
+    if rows is None:
+        return np.ones(len(pairs), bool)
+    wanted = np.zeros(len(pairs), bool)
+    wanted[rows.rows] = True
+    return wanted
 
 
 def _write_shard(
