@@ -26,7 +26,7 @@ def page(record: Mapping[str, Any]) -> str:
     title = f"{_first(record)} against {len(record['models']) - 1} other" + ("s" if len(record["models"]) > 2 else "")
     header = element(
         "header",
-        element("p", f"{record['task']}, {record['metric']}", class_="kicker"),
+        element("p", f"{record['task']}, {record['metric']}".replace("_", " "), class_="kicker"),
         element("h1", headline(record)),
         element("p", _READING, class_="lede"),
     )
@@ -146,7 +146,8 @@ def _table(record: Mapping[str, Any]) -> Markup:
         for one in row["differences"]:
             cells.append(_cell(signed(one["value"]), _p(one), bool(one["decided"])) if one else element("td", _ABSENT))
         body.append(element("tr", element("th", row["dataset"], scope="row"), element("td", row["n"]), cells))
-    return _scroll(f"{record['metric']}, in percent, and differences in points", columns, body)
+    caption = f"{record['metric'].replace('_', ' ')}, in percent, and differences in points"
+    return _scroll(caption, columns, body)
 
 
 def _summary(record: Mapping[str, Any]) -> Markup | None:
