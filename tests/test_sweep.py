@@ -43,7 +43,8 @@ def evaluate(config):
     return ["--pairs", "somewhere"]
 """
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the caller, in the background, ignores it
 from mmkd_jax import cli
 from mmkd_jax.sweeps import devices, runner
 runner.CHILD = (sys.executable, {child!r})

@@ -18,7 +18,7 @@ from mmkd_jax.errors import InputError
 PAIRS = ("stats", "select", "route")  # what cannot be told from the features by themselves
 MAPS = ("identity", "unit", "centre", "standardise", "phi_s", "whiten", "autoencoder")
 TWO_SPACES = "*/*/manifest.json"  # native/TEACHER and projected/TEACHER, as imported
-HELP = "show, verify or summarise stored features of teachers; measure a routing table or fit target maps from them"
+HELP = "look at stored features of teachers; select, route and map them for stage 2"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -204,12 +204,9 @@ class Checkpoints:
 
 
 def describe(
-    spec: ModelSpec,
-    tokenizer_files: dict[str, bytes],
-    config: dict[str, Any],
-    identity: dict[str, Any],
+    spec: ModelSpec, tokenizer_files: dict[str, bytes], config: dict[str, Any], identity: dict[str, Any],
     inherited: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """The `meta` item: what it takes to use the parameters anywhere, and licences of what they started from."""
     return {
         "schema": SCHEMA,
