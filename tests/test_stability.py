@@ -167,7 +167,8 @@ def record(run):
     return [(one["step"], one["to"], one["left_out"]) for one in rollback.read(io.as_path(run))]
 
 
-@pytest.mark.parametrize("log_every", [pytest.param(1, marks=pytest.mark.full), 4])
+@pytest.mark.full
+@pytest.mark.parametrize("log_every", [1, 4])
 def test_a_spike_takes_the_run_back_and_leaves_its_batches_out(tmp_path, poisoned, caplog, log_every):
     """Batch 6 spikes in step 7 (back to 6), batch 10 in step 10, which takes it then (back to 8)."""
     often = f"--config.log_every={log_every}"

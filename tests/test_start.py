@@ -210,34 +210,46 @@ def test_a_run_that_goes_on_otherwise_records_both(tmp_path, monkeypatch):
 
 
 def test_licences_of_what_a_run_began_with_go_on_with_it(tmp_path, capsys):
-    """From a teacher to stage 1 to what starts from that, though the earlier ones are gone; and into the export."""
-    config = tiny.stage1(*SMALL, "--config.steps=1")
-    first = tiny.untrained(config, tmp_path / "first")
-    found = checkpoint.load_meta(first)
-    terms = {"teachers": {"UniMed-CLIP": "cc-by-nc-4.0"}, "data": {"CC0-1.0": 3}}
-    found = {**found, "data": {"licences": terms}}
-    params = {"params": checkpoint.nested(checkpoint_tools.parameters(checkpoint.find(first)))}
-    saver = checkpoint.Checkpoints(tmp_path / "teacher")
-    saver.save(0, params, found)
-    saver.close()
-    second = loop.run(
-        tiny.stage1(*SMALL, "--config.steps=1", f"--config.init={tmp_path / 'teacher'}"), tmp_path / "two"
-    )
-    own = {"data under CC0": "CC0"}
-    began = {"teacher UniMed-CLIP": "cc-by-nc-4.0", "data under CC0-1.0": "CC0-1.0"}
-    assert checkpoint.load_meta(second)["inherited"] == began
-    (tmp_path / "teacher").rename(tmp_path / "gone")
-    third = loop.run(tiny.stage1(*SMALL, "--config.steps=1", f"--config.init={second}"), tmp_path / "three")
-    assert checkpoint.load_meta(third)["inherited"] == {**began, **own}
-    arguments = ["export", "--checkpoint", str(third), "--out", str(tmp_path / "out"), "--use", "commercial"]
-    assert cli.main(arguments) == 2
+    """From a teacher to a student to what starts from that, though the earlier ones are gone; and into the export."""
+
+    def began(folder, *overrides):
+        saver = checkpoint.Checkpoints(folder)
+        try:
+            return start.inherited(tiny.stage1(*SMALL, *overrides), saver)
+        finally:
+            saver.close()
+
+    job = setup.build(tiny.stage1(*SMALL))
+    about = job.task.model.spec, job.tokenizer.files(), {}
+    params = {"params": jax.tree.map(np.asarray, job.task.init(jax.random.key(0))[0])}
+    terms = {"licences": {"teachers": {"UniMed-CLIP": "cc-by-nc-4.0"}, "data": {"CC0-1.0": 3}}}
+    first = {"teacher UniMed-CLIP": "cc-by-nc-4.0", "data under CC0-1.0": "CC0-1.0"}
+    assert began(tmp_path / "new") == {}
+    assert began(tmp_path / "new", "--config.towers.text=a/bert.bin") == {"starting weights bert.bin": "not stated"}
+    for name, meta in (
+        ("teacher", checkpoint.describe(*about, terms)),
+        ("student", checkpoint.describe(*about, {"licences": {"teachers": {}, "data": {"CC BY 4.0": 1}}}, first)),
+    ):
+        saver = checkpoint.Checkpoints(tmp_path / name)
+        saver.save(0, params, meta)
+        saver.close()
+    assert began(tmp_path / "new", f"--config.init={tmp_path / 'teacher'}") == first
+    assert began(tmp_path / "student", "--config.init=gone") == first  # it goes on: what it began with is not asked for
+    both = {**first, "data under CC BY 4.0": "CC BY 4.0"}
+    assert began(tmp_path / "new", f"--config.init={tmp_path / 'student'}") == both
+    arguments = ["export", "--checkpoint", str(tmp_path / "student"), "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, "--use", "commercial"]) == 2
     assert "teacher UniMed-CLIP (cc-by-nc-4.0) forbids commercial use" in capsys.readouterr().err
-    assert cli.main([*arguments, "--accept-licences"]) == 0
+    assert cli.main(arguments) == 0
     assert "cc-by-nc-4.0" in (tmp_path / "out" / "README.md").read_text()
-    alone = loop.run(config, tmp_path / "alone")
-    assert checkpoint.load_meta(alone)["inherited"] == {}
-    mean = checkpoint_tools.averaged([third, alone], tmp_path / "mean")
-    assert "teacher UniMed-CLIP" in checkpoint.load_meta(mean)["inherited"]
+    mean = checkpoint_tools.averaged([tmp_path / "student", tmp_path / "teacher"], tmp_path / "mean")
+    assert checkpoint.load_meta(mean)["inherited"] == both
+
+
+def test_a_run_keeps_the_licences_that_it_inherits(tmp_path, sources):
+    root, _ = sources
+    run = loop.run(tiny.stage1(*SMALL, "--config.steps=1", f"--config.init={root / 'seed1'}"), tmp_path / "run")
+    assert checkpoint.load_meta(run)["inherited"] == {"data under CC0": "CC0"}
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path, capsys):

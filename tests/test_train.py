@@ -79,6 +79,7 @@ def test_stopped_anywhere_and_started_again_it_ends_the_same(finished, tmp_path,
     assert_same(tmp_path / "run", finished)
 
 
+@pytest.mark.full
 def test_killed_and_started_again_it_ends_the_same(finished, tmp_path):
     command = [sys.executable, "-m", "mmkd_jax", "train", "--config", f"{tiny.CONFIGS}/stage1_clip.py:smoke"]
     command += ["--workdir", str(tmp_path / "run"), *tiny.overrides()]

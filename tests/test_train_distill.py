@@ -15,6 +15,7 @@ import mmkd_jax
 from mmkd_jax import cli, io
 from mmkd_jax import config as configs
 from mmkd_jax.data.features import FeatureSet
+from mmkd_jax.data.selection import Selection
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import heads
 from mmkd_jax.tasks import maps
@@ -272,12 +273,18 @@ def test_a_run_is_not_continued_with_another_routing_table_under_the_same_name(m
         loop.run(config, tmp_path / "run")
 
 
-def test_a_run_is_not_continued_with_other_target_maps_under_the_same_name(make_config, tmp_path):
+def test_target_maps_and_the_selection_are_part_of_a_runs_identity(make_config, tmp_path):
+    """By what they do and not by their path: a run is refused by its identity, as the test above shows."""
     for name in ("alpha", "beta"):
         maps.fit("centre", stored(name)).save(tmp_path / "maps" / f"{name}.npz")
-    config = make_config("plus", f"--config.maps={tmp_path / 'maps'}")
-    loop.run(config, tmp_path / "run")
-    loop.run(config, tmp_path / "run")
+    kept = Selection(np.ones((len(tiny.pairs()), 2), bool), ("alpha", "beta"), tiny.pairs().hash)
+    kept.save(tmp_path / "kept.npz")
+    config = make_config("plus", f"--config.maps={tmp_path / 'maps'}", f"--config.selection={tmp_path / 'kept.npz'}")
+    before = setup.build(config).identity
+    assert setup.build(config).identity == before
+    assert before["selection"] == kept.hash
     maps.fit("whiten", stored("beta")).save(tmp_path / "maps" / "beta.npz")
-    with pytest.raises(InputError, match=r"another data\.maps"):
-        loop.run(config, tmp_path / "run")
+    other = setup.build(config).identity
+    assert other["maps"]["beta"] != before["maps"]["beta"]
+    assert {**other, "maps": before["maps"]} == before
+    assert "maps" not in setup.build(make_config("plus")).identity
