@@ -8,15 +8,20 @@ used once. The objective is scikit-learn's, see `logistic`.
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import logistic
 from mmkd_jax.evals.base import EvalSet, TaskData, TaskResult
 from mmkd_jax.evals.zeroshot import classified
 
+SMALL = 500_000  # numbers in the training rows; up to there scikit-learn fits
 STRENGTHS = tuple(float(c) for c in np.logspace(-6, 2, 9))
 
 
@@ -49,8 +54,8 @@ def choose(train, labels, fitted, held, classes: int) -> dict[float, float]:
     """Held-out losses by C, from the strongest penalty on until the loss has risen twice in a row."""
     search: dict[float, float] = {}
     known, held_out = standardise(train[fitted], train[held])
-    for model in logistic.path(known, labels[fitted], STRENGTHS):
-        search[model.strength] = loss(labels[held], model.probabilities(held_out, classes))
+    for strength, probabilities in _path(known, labels[fitted], STRENGTHS, held_out, classes):
+        search[strength] = loss(labels[held], probabilities)
         losses = list(search.values())
         if len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]:
             break
@@ -90,8 +95,27 @@ def standardise(train, test) -> tuple[np.ndarray, np.ndarray]:
 def scores(train, labels, test, classes: int, strength: float) -> np.ndarray:
     """Probabilities `[m, classes]` of the rows `test` by a fit on `train`; a class without training rows gets 0."""
     train, test = standardise(train, test)
-    (model,) = logistic.path(train, labels, [strength])
-    return model.probabilities(test, classes)
+    ((_, probabilities),) = _path(train, labels, [strength], test, classes)
+    return probabilities
+
+
+def _path(train, labels, strengths, test, classes: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Each C with the probabilities `[m, classes]` of a fit, by the same objective whatever fits it.
+
+    Compiling takes longer than scikit-learn does on little data, and is done again for every shape.
+    """
+    if train.size > SMALL:
+        for model in logistic.path(train, labels, strengths):
+            yield model.strength, model.probabilities(test, classes)
+        return
+    model = LogisticRegression(max_iter=5000, tol=1e-7, warm_start=True)
+    for strength in strengths:
+        with threadpool_limits(1), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # separable rows at large C: as good as it gets
+            model.set_params(C=strength).fit(train, labels)
+        found = np.zeros((len(test), classes))
+        found[:, model.classes_] = model.predict_proba(test)
+        yield strength, found
 
 
 def applies(one: EvalSet) -> bool:
