@@ -76,6 +76,12 @@ class Student:
         """The exponentiated logit scale."""
         return math.exp(float(self.params["logit_scale"]))
 
+    @property
+    def identity(self) -> str:
+        """Hash of all that makes its features what they are; "" for parameters that no checkpoint holds."""
+        sums = {name: value for name, value in self.meta.get("checksums", {}).items() if name.startswith("params/")}
+        return io.hash_of([sums, self.spec.to_dict(), self.meta["tokenizer"]]) if sums else ""
+
     def encode_image(self, images: Sequence[Picture] | np.ndarray, *, projected: bool = True) -> np.ndarray:
         """Embeddings of unit length, float32 `[n, embed]`.
 

@@ -27,6 +27,7 @@ CLASSES = ["red nodule", "green nodule", "blue nodule"]
 class FakePairs:
     """A pairs set of one-colour pictures: source "colours" with classes, source "cases" with captions."""
 
+    hash = "fake"
     modalities = ("ct", "dermoscopy")
     classes = {"colours": CLASSES}  # noqa: RUF012
 

@@ -1,10 +1,13 @@
 """Scores students and teachers on the labelled and captioned parts of a set of pairs.
 
-Writes OUT/results.json (merged with what is there, model by model) and OUT/predictions/. Sources with classes are
-classified without and with a linear probe, sources with captions only are retrieved.
+Writes OUT/results.json and results.csv (merged with what is there, set by set), OUT/predictions/ and OUT/report.html.
+Sources with classes are classified without and with a linear probe, sources with captions only are retrieved. Features
+are kept in OUT/features/ and computed once; an evaluation that was interrupted goes on with the sets that are not done.
 
   mmkd eval --checkpoint runs/student --pairs sets/pairs --out runs/eval
   mmkd eval --teacher biomedclip=weights/biomedclip --pairs sets/pairs --out runs/eval --sets busi --tasks zeroshot
+  mmkd eval --checkpoint runs/a exported/b --torch pmcclip=weights/pmcclip --features emitted/biomedclip \\
+      --pairs sets/pairs --out runs/eval
 """
 
 import argparse
@@ -17,11 +20,30 @@ HELP = "score checkpoints and teachers: zero-shot, retrieval, linear probe, with
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
-        "--checkpoint", nargs="+", default=[], metavar="[NAME=]DIR", help="run folders or checkpoints of students"
+        "--checkpoint",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="students: run folders, checkpoints, or model folders (of open_clip, Hugging Face or mmkd export)",
     )
     cli.add_teachers(parser)
+    parser.add_argument(
+        "--torch",
+        nargs="+",
+        default=[],
+        metavar="NAME=WEIGHTS",
+        help="teachers with published weights, run as they are by the libraries of the torch backend",
+    )
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="features of this set of pairs, from mmkd emit: for tasks without prompts (retrieval, linear_probe, knn)",
+    )
     parser.add_argument("--pairs", required=True, metavar="DIR", help="set of pairs, from mmkd ingest")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for results.json and predictions/")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for results, predictions/ and report.html")
+    parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: OUT/features)")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sources of the set (default: all)")
     parser.add_argument(
         "--tasks",
@@ -49,42 +71,75 @@ def run(args: argparse.Namespace) -> None:
     from mmkd_jax.evals import base, results
     from mmkd_jax.train import distributed
 
-    if not args.checkpoint and not args.teacher:
-        raise InputError("nothing to evaluate; give --checkpoint DIR or --teacher NAME=WEIGHTS")
+    models = _models(args)
     if args.bootstrap < 1 or args.seed < 0:
         raise InputError("--bootstrap must be at least 1 and --seed not negative")
     distributed.start()
     tasks = tuple(args.tasks or base.TASKS)
     pairs = PairsSet.open(args.pairs)
     sets = chosen(base.sets_of(pairs, args.prompts), args.sets)
+    _refuse_without_task(sets, bool(args.sets), tasks)
     out = io.make_workdir(args.out)
     if (out / "results.json").exists():
         results.load(out / "results.json")  # refused now rather than after the work
     with distributed.failing_at_once(()):
-        _score(args, tasks, pairs, sets, out)
+        _score(args, models, tasks, pairs, sets, out)
 
 
-def _score(args: argparse.Namespace, tasks: tuple[str, ...], pairs, sets: list, out) -> None:
+def _score(args: argparse.Namespace, models, tasks: tuple[str, ...], pairs, sets: list, out) -> None:
     """Every model in turn; of several processes, which have the same numbers, the first writes and prints."""
     import jax
 
     from mmkd_jax.errors import InputError
     from mmkd_jax.evals import base, results
+    from mmkd_jax.evals.unfinished import Unfinished
 
+    options = {"tasks": tasks, "seed": args.seed, "bootstrap": args.bootstrap, "probe_layer": args.probe_layer}
+    unfinished = Unfinished(out, {**options, "pairs": pairs.hash})
     seen = set()
-    for encoder in _encoders(args.checkpoint, cli.named_weights(args.teacher)):
+    for encoder in models:
         if encoder.name in seen:
             raise InputError(f"two models are called {encoder.name!r}; name one with --checkpoint NAME=DIR")
         seen.add(encoder.name)
-        rows = base.run(
-            encoder, pairs, sets, out,
-            tasks=tasks, seed=args.seed, bootstrap=args.bootstrap, probe_layer=args.probe_layer,
-        )  # fmt: skip
+        left = unfinished.left(encoder, sets)
         if jax.process_index() == 0:
-            results.update(out / "results.json", rows)
-            _print(rows)
+            print("".join(f"{line}\n" for line in _sayings(encoder, sets, left, tasks)), end="")
+        for one, rows in base.one_by_one(encoder, pairs, left, out, cache=args.cache or out / "features", **options):
+            if jax.process_index() == 0:
+                results.update(out / "results.json", rows)
+                unfinished.add(encoder, one)
+                _print(rows)
     if jax.process_index() == 0:
+        unfinished.clear()
         print(f"{out / 'results.json'}: {len(results.load(out / 'results.json'))} numbers")
+
+
+def _sayings(encoder, sets: list, left: list, tasks: tuple[str, ...]) -> list[str]:
+    """What a reader of the results could take for an oversight."""
+    from mmkd_jax.evals import base
+    from mmkd_jax.evals.stored import FeatureFolder
+
+    said = []
+    if len(left) < len(sets):
+        said.append(f"{len(sets) - len(left)} of {len(sets)} sets are done already; going on with the others")
+    if isinstance(encoder, FeatureFolder):
+        for task, module in base.find(tasks).items():
+            asked = zip(sets, base.unprompted(sets))
+            names = [one.name for one, bare in asked if module.applies(one) and not module.applies(bare)]
+            if names:
+                said.append(f"stored features have no prompts, no {task} on {', '.join(names)}")
+    return [f"{encoder.name}: {text}" for text in said]
+
+
+def _refuse_without_task(sets: list, named: bool, tasks: tuple[str, ...]) -> None:
+    """A set that was asked for and that no task is for must not be left out unsaid."""
+    from mmkd_jax.errors import InputError
+    from mmkd_jax.evals import base
+
+    modules = base.find(tasks)
+    idle = [one.name for one in sets if not any(module.applies(one) for module in modules.values())]
+    if idle and (named or len(idle) == len(sets)):
+        raise InputError(f"none of the tasks {', '.join(tasks)} applies to {', '.join(idle)}; name others with --tasks")
 
 
 def chosen(sets: list, names: list[str] | None) -> list:
@@ -104,17 +159,50 @@ def chosen(sets: list, names: list[str] | None) -> list:
     return [known[name] for name in dict.fromkeys(names)] if names else sets
 
 
-def _encoders(checkpoints: list[str], weights: dict[str, str]):
-    """The models one after the other, so that one at a time is in memory."""
-    from mmkd_jax import api
+def _models(args: argparse.Namespace):
+    """The models one after the other, so that one at a time is in memory; what is malformed is refused at once.
+
+    Raises:
+      InputError: there is none, or an entry is malformed.
+    """
+    from mmkd_jax.errors import InputError
+
+    teachers, torch = cli.named_weights(args.teacher), cli.named_weights(args.torch)
+    if not (args.checkpoint or teachers or torch or args.features):
+        raise InputError("nothing to evaluate; give --checkpoint DIR, --teacher NAME=WEIGHTS or --features DIR")
+    return _loaded(args.checkpoint, teachers, torch, args.features)
+
+
+def _loaded(checkpoints: list[str], weights: dict[str, str], torch: dict[str, str], features: list[str]):
+    from mmkd_jax.evals.stored import FeatureFolder
 
     for entry in checkpoints:
         name, equals, path = entry.partition("=")
-        yield api.load(path, name=name) if equals else api.load(entry)
-    for name, path in weights.items():
-        import teachers
+        yield _student(path, name) if equals else _student(entry, "")
+    for backend, entries in (("flax", weights), ("torch", torch)):
+        for name, path in entries.items():
+            import teachers
 
-        yield teachers.as_encoder(teachers.load(name, weights=path))
+            called = f"{name}.torch" if backend == "torch" else name
+            yield teachers.as_encoder(teachers.load(name, weights=path, backend=backend), called)
+    for entry in features:
+        name, equals, path = entry.partition("=")
+        yield FeatureFolder(path, name) if equals else FeatureFolder(entry)
+
+
+def _student(path: str, name: str):
+    """A run, a checkpoint, or a folder that describes its model as open_clip or Hugging Face do."""
+    from mmkd_jax import api, io
+    from mmkd_jax.evals.teachers import TeacherEncoder
+    from mmkd_jax.models import folders
+
+    folder = io.as_path(path)
+    if not folders.describes_itself(folder):
+        return api.load(path, name=name or None)
+    import teachers
+
+    teacher = teachers.load(name or folder.name, weights=path)
+    return TeacherEncoder(teacher.name, teacher.checkpoint, teacher, role="")
 
 
 def _print(rows: list[dict]) -> None:

@@ -6,6 +6,7 @@
 """
 
 import functools
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -39,6 +40,8 @@ class FeatureSet:
     def __init__(self, path, manifest: dict[str, Any], pairs: PairsSet | None, cache_bytes: int):
         self.path, self.manifest, self._pairs = path, manifest, pairs
         self.policy = ViewPolicy.from_dict(manifest["policy"])
+        if self.policy.hash != manifest["policy_hash"]:
+            raise InputError(f"{path} states a view policy that does not have the hash beside it; emit again")
         self._dtype = DTYPES[manifest["dtype"]]
         self._edges = np.asarray(manifest["edges"], np.int64)
         self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
@@ -126,39 +129,48 @@ class FeatureSet:
             for tower in TOWERS
         }
 
-    def read(self, rows: np.ndarray, views: np.ndarray, captions: np.ndarray) -> dict[str, np.ndarray]:
+    def read(self, rows: np.ndarray, views: np.ndarray, captions: np.ndarray | None) -> dict[str, np.ndarray]:
         """Features of some rows.
 
         Args:
           rows: int `[n]`.
           views: int `[n]`, which view of each.
-          captions: int `[n]`, which caption of each.
+          captions: int `[n]`, which caption of each; None for pictures alone, whose rows may have no captions.
 
         Returns:
-          `image` and `text` float32 `[n, width]`, zeros where absent; `present` bool `[n]`.
+          `image` and, with captions, `text`, float32 `[n, width]`, zeros where absent; `present` bool `[n]`.
 
         Raises:
           InputError: a row, view or caption does not exist, or a record is damaged or not usable.
         """
-        rows, views, captions = (np.asarray(a, np.int64) for a in (rows, views, captions))
+        rows, views = np.asarray(rows, np.int64), np.asarray(views, np.int64)
         count = self.manifest["pairs"]["rows"]
         if rows.size and not (rows.min() >= 0 and rows.max() < count):
             raise InputError(f"{self.path} has {count} rows; rows {rows.min()} to {rows.max()} were asked for")
         if views.size and not (views.min() >= 0 and views.max() < self.views):
             raise InputError(f"{self.path} has {self.views} views; view {views.max()} was asked for")
-        result = {tower: np.zeros((len(rows), self.width), np.float32) for tower in TOWERS}
+        towers = TOWERS if captions is not None else ("image",)
+        asked = None if captions is None else np.asarray(captions, np.int64)
+        result = {tower: np.zeros((len(rows), self.width), np.float32) for tower in towers}
         present = np.zeros(len(rows), bool)
         numbers = rows // self.manifest["block"]
-        for number in np.unique(numbers):
-            block, image_places, text_places = self._block(int(number))
-            at = np.flatnonzero(numbers == number)
+        order = np.argsort(numbers, kind="stable")
+        bounds = [*np.flatnonzero(np.diff(numbers[order], prepend=-1)).tolist(), len(order)]
+        for start, stop in itertools.pairwise(bounds):
+            at = order[start:stop]
+            block, image_places, text_places = self._block(int(numbers[at[0]]))
             inside = rows[at] - block.first
-            present[at] = block.present[inside]
-            at, inside = at[block.present[inside]], inside[block.present[inside]]
-            if np.any((captions[at] < 0) | (captions[at] >= block.counts[inside])):
-                raise InputError(f"{self.path}: a caption was asked for that a row from {block.first} on does not have")
+            here = block.present[inside]
+            if not here.all():
+                at, inside = at[here], inside[here]
+            present[at] = True
             result["image"][at] = block.image[image_places[inside], views[at]].astype(np.float32)
-            result["text"][at] = block.text[text_places[inside] + captions[at]].astype(np.float32)
+            if asked is None:
+                continue
+            of_row = asked[at]
+            if np.any((of_row < 0) | (of_row >= block.counts[inside])):
+                raise InputError(f"{self.path}: a caption was asked for that a row from {block.first} on does not have")
+            result["text"][at] = block.text[text_places[inside] + of_row].astype(np.float32)
         return {**result, "present": present}
 
     def verify(self) -> None:
@@ -167,20 +179,23 @@ class FeatureSet:
         Raises:
           InputError: something differs; the message says what.
         """
-        for shard in self.manifest["shards"]:
-            if io.sha256_file(self.path / shard["file"]) != shard["sha256"]:
+        merged = {tower: Moments.of(np.zeros((0, self.width))) for tower in TOWERS}
+        present = 0
+        for shard, entry in enumerate(self.manifest["shards"]):
+            size = self.manifest["block"]
+            blocks = [
+                self._read_block(n) for n in range(self._edges[shard] // size, -(-self._edges[shard + 1] // size))
+            ]
+            present += sum(int(block.present.sum()) for block in blocks)
+            for tower in TOWERS:
+                vectors = np.concatenate([getattr(block, tower).reshape(-1, self.width) for block in blocks])
+                merged[tower] = merged[tower].merge(Moments.of(vectors))
+            if io.sha256_file(self.path / entry["file"]) != entry["sha256"]:  # records above say where, this only that
                 raise InputError(
-                    f"{self.path / shard['file']} does not have the manifest's SHA-256; copy or emit again"
+                    f"{self.path / entry['file']} does not have the manifest's SHA-256; copy or emit again"
                 )
         if io.sha256_file(self.path / "statistics.npz") != self.manifest["statistics_sha256"]:
             raise InputError(f"{self.path}/statistics.npz does not have the manifest's SHA-256; copy or emit again")
-        merged = {tower: Moments.of(np.zeros((0, self.width))) for tower in TOWERS}
-        present = 0
-        for number in range(-(-self.manifest["pairs"]["rows"] // self.manifest["block"])):
-            block = self._read_block(number)
-            present += int(block.present.sum())
-            for tower in TOWERS:
-                merged[tower] = merged[tower].merge(Moments.of(getattr(block, tower).reshape(-1, self.width)))
         if present != self.manifest["present"]:
             raise InputError(f"{self.path} has {present} present rows, the manifest says {self.manifest['present']}")
         for tower, stored in self.statistics.items():
@@ -242,7 +257,8 @@ def _check_files(path, manifest: dict[str, Any]) -> None:
         if not file.exists():
             raise InputError(f"{file} is missing; copy the features again or emit again")
         if (size := file.stat().length) != shard["bytes"]:
-            raise InputError(f"{file} has {size} bytes, the manifest says {shard['bytes']}; copy or emit again")
+            how = "is truncated: it " if size < shard["bytes"] else ""
+            raise InputError(f"{file} {how}has {size} bytes, the manifest says {shard['bytes']}; copy or emit again")
     arrays = read_npz(path / "statistics.npz", "statistics of the features")
     for tower in TOWERS:
         if arrays[f"{tower}_mean"].shape != (manifest["width"],):

@@ -1,11 +1,12 @@
 """Evaluation: encoders and a set in, result rows and per-sample predictions out.
 
 Every row's image feature and every distinct text's feature is computed once per encoder, in micro-batches of one
-fixed size, and shared by all tasks.
+fixed size, and shared by all tasks; with a cache it is computed once for good.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -15,8 +16,10 @@ from mmkd_jax import registry
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import bootstrap, prompts, results
+from mmkd_jax.evals.cache import FeatureCache
 from mmkd_jax.evals.features import Features
 from mmkd_jax.evals.prompts import Prompts
+from mmkd_jax.evals.stored import FeatureFolder
 from mmkd_jax.specs import ModelSpec
 
 # A task is a module or object with `applies(EvalSet) -> bool` and `evaluate(TaskData) -> TaskResult`.
@@ -49,12 +52,14 @@ class Encoder(Protocol):
       checkpoint: where its weights come from.
       spec: its `ModelSpec`.
       logit_scale: factor on cosines, exponentiated (about 100 for a trained CLIP).
+      identity: hash of weights, preprocessing and tokenizer; without it (or "") nothing is cached.
     """
 
     name: str
     checkpoint: str
     spec: ModelSpec
     logit_scale: float
+    identity: str
 
     def encode_image(self, images: Sequence, projected: bool = True) -> np.ndarray:
         """Float32 `[n, embed]` of PIL images, of any length; the width before the projection if not `projected`."""
@@ -169,8 +174,17 @@ def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
     return found
 
 
-def run(
-    encoder: Encoder,
+def run(encoder: Encoder | FeatureFolder, pairs, sets: Sequence[EvalSet], out, **options) -> list[dict]:
+    """Evaluates one encoder on every set and task that go together: all rows of `one_by_one`, which has the options.
+
+    Returns:
+      Result rows of `results.FIELDS`, ready for `results.update`.
+    """
+    return results.check(row for _, rows in one_by_one(encoder, pairs, sets, out, **options) for row in rows)
+
+
+def one_by_one(
+    encoder: Encoder | FeatureFolder,
     pairs,
     sets: Sequence[EvalSet],
     out,
@@ -180,46 +194,69 @@ def run(
     bootstrap: int = 1000,
     probe_layer: str = "embedding",
     micro_batch: int = 64,
-) -> list[dict]:
-    """Evaluates one encoder on every set and task that go together.
+    cache: str | os.PathLike | None = None,
+) -> Iterator[tuple[EvalSet, list[dict]]]:
+    """Evaluates one encoder set by set, each with its result rows once its predictions are stored.
 
     Args:
-      encoder: see `Encoder`.
+      encoder: see `Encoder`; or stored features, which serve the tasks that need no prompts.
       pairs: the pairs set that the sets' rows refer to.
       sets: what to evaluate on, with different names.
-      out: folder that receives `predictions/<model>/<set>.<task>.npz`.
+      out: folder that receives `predictions/<model>/<set>.<task>.npz`; None keeps no predictions.
       tasks: names from `TASKS` and `MORE_TASKS`, or dotted paths of modules of the same form.
       seed: of the bootstrap and of the probe's held-out part.
       bootstrap: number of resamples of the intervals.
       probe_layer: `embedding` (projected) or `pooled` (before the projection).
       micro_batch: images or texts a call of the encoder.
-
-    Returns:
-      Result rows of `results.FIELDS`, ready for `results.update`.
+      cache: folder that keeps features between runs, see `cache.FeatureCache`; none without.
 
     Raises:
       InputError: an unknown task, sets of one name, labels or features that cannot be evaluated.
     """
-    modules = {task: registry.resolve(task, TASKS | MORE_TASKS, "task") for task in tasks}
+    modules = find(tasks)
     if len({s.name for s in sets}) < len(sets):
         raise InputError("two evaluation sets have the same name; rename one")
-    features = Features(encoder, pairs, micro_batch)
-    features.add_rows([s.rows for s in sets if any(m.applies(s) for m in modules.values())])
-    rows = []
+    if isinstance(encoder, FeatureFolder):
+        features, sets = encoder.open(pairs), unprompted(sets)
+    else:
+        kept = FeatureCache(cache, encoder.name, encoder.identity) if cache and _identity(encoder) else None
+        features = Features(encoder, pairs, micro_batch, kept)
     for one in sets:
+        applying = {task: module for task, module in modules.items() if module.applies(one)}
+        if applying:
+            features.add_rows([one.rows])
+        rows = []
         data = TaskData(one, features, float(encoder.logit_scale), seed, bootstrap, probe_layer)
-        for task, module in modules.items():
-            if module.applies(one):
-                result = module.evaluate(data)
-                if jax.process_index() == 0:  # all have the same
-                    path = results.predictions_path(out, encoder.name, one.name, task)
-                    results.save_predictions(path, {"ids": data.ids(one.rows), **result.predictions})
-                rows += _rows(encoder, one, task, result, seed)
-    return results.check(rows)
+        for task, module in applying.items():
+            result = module.evaluate(data)
+            if out is not None and jax.process_index() == 0:  # all have the same
+                path = results.predictions_path(out, encoder.name, one.name, task)
+                results.save_predictions(path, {"ids": data.ids(one.rows), **result.predictions})
+            rows += _rows(encoder, one, task, result, seed)
+        yield one, rows
+
+
+def find(tasks: Sequence[str]) -> dict[str, Any]:
+    """The tasks' modules by name.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    return {task: registry.resolve(task, TASKS | MORE_TASKS, "task") for task in tasks}
+
+
+def unprompted(sets: Sequence[EvalSet]) -> list[EvalSet]:
+    """The sets as they are for a model that can be asked nothing in words."""
+    return [dataclasses.replace(one, prompts=None, absent=None) for one in sets]
+
+
+def _identity(encoder) -> str:
+    return getattr(encoder, "identity", "")
 
 
 def _rows(encoder: Encoder, one: EvalSet, task: str, result: TaskResult, seed: int) -> list[dict]:
-    context = {"split_hash": one.split_hash, "modality": one.modality, **result.context}
+    context = {"split_hash": one.split_hash, "modality": one.modality, "model_hash": _identity(encoder)[:16]}
+    context |= result.context
     rows = []
     for metric, (estimate, n) in result.estimates.items():
         low, high = estimate.interval()

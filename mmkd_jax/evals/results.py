@@ -1,5 +1,7 @@
-"""results.json: rows of one schema, merged by model; and the per-sample outputs that paired tests need."""
+"""results.json: rows of one schema, merged by model, and the same as CSV; and per-sample outputs for paired tests."""
 
+import csv
+import io as memory
 import math
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +17,7 @@ FIELDS = {
     "model": str, "checkpoint": str, "dataset": str, "task": str, "metric": str,
     "value": float, "low": float, "high": float, "n": int, "seed": int, "context": dict,
 }  # fmt: skip
+_COLUMNS = ("profile", "feature_layer", "modality", "split_hash", "model_hash")  # of the context, in the CSV
 
 
 def check(rows: Iterable[Mapping]) -> list[dict]:
@@ -45,8 +48,20 @@ def identity(row: Mapping) -> tuple:
 
 
 def save(path, rows: Iterable[Mapping]) -> None:
-    """Writes `{"schema": 1, "rows": [...]}` atomically."""
-    io.write_json(path, {"schema": SCHEMA, "rows": check(rows)})
+    """Writes `{"schema": 1, "rows": [...]}` atomically, and beside it the same numbers for spreadsheets (`.csv`)."""
+    rows, path = check(rows), io.as_path(path)
+    io.write_json(path, {"schema": SCHEMA, "rows": rows})
+    io.write_text(path.with_suffix(".csv"), as_csv(rows))
+
+
+def as_csv(rows: Iterable[Mapping]) -> str:
+    """The rows as CSV: the fields but the context, and of that what says what a number is about."""
+    text, fields = memory.StringIO(), [name for name in FIELDS if name != "context"]
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*fields, *_COLUMNS])
+    for row in rows:
+        table.writerow([*(row[name] for name in fields), *(row["context"].get(name, "") for name in _COLUMNS)])
+    return text.getvalue()
 
 
 def load(path) -> list[dict]:
