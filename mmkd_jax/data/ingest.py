@@ -1,5 +1,6 @@
 """From sources to a set of pairs: every picture is decoded once, stripped of metadata, and every loss is counted."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -7,11 +8,12 @@ import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmkd_jax import preprocess
-from mmkd_jax.data import media
+from mmkd_jax.data import media, splits
+from mmkd_jax.data.labels import Classes
 from mmkd_jax.data.pairs import Pair, PairsSet, PairsWriter, pair_id
 from mmkd_jax.data.sources import Skipped, Source, SourceRecord
 from mmkd_jax.errors import InputError
@@ -26,86 +28,127 @@ def ingest(
     max_side: int | None = None,
     captions: Callable[[SourceRecord], Sequence[str]] | None = None,
     exclude: Callable[[SourceRecord], bool] | None = None,
+    split: Mapping[str, float] | None = None,
     max_bad: float = 0.05,
 ) -> PairsSet:
     """Writes the records of all sources as one set.
 
     Row indices: `<source>.<split>` for each source and split, and `train`, `val`, `test` ... for all together.
-    Records that cannot be used (damaged picture, no caption, key seen before) are named on standard error and in
-    `skipped.jsonl` of the set.
+    Records that cannot be used (damaged picture, neither caption nor class, key seen before) are named on standard
+    error and in `skipped.jsonl` of the set. What a source's set is asked in lies in `prompts.json`.
 
     Args:
       sources: from `sources.open_source`.
       out: folder of the new set.
       name: of the data set; by default the folder's.
       shards: number of shards; by default one for every 256 MiB.
-      max_side: re-encode pictures with a longer side of at most this, px; by default their bytes are kept.
+      max_side: re-encode pictures with a longer side of at most this, px; by default the bytes of JPEG and PNG files
+        are kept, and other formats become PNG without loss.
       captions: gives a record's captions instead of its own.
       exclude: records to leave out (held-out images, say); they do not count as bad.
+      split: fractions by split, made by group instead of those that the sources state (see `splits.by_group`).
       max_bad: largest fraction of unusable records of a source.
 
     Raises:
-      InputError: wrong input, or too much of it is damaged; nothing is left behind.
+      InputError: wrong input, a label outside its classes, or too much damage; nothing is left behind.
     """
     sources = [sources] if isinstance(sources, Source) else list(sources)
+    split = splits.check(split) if split else None
     rows: dict[str, list[int]] = defaultdict(list)
     skipped: list[dict[str, str]] = []
     classes, excluded = {}, 0
     with PairsWriter(out, name, shards=shards) as writer:
         for source in sources:
-            classes.update(source.classes())
+            here = source.classes()
+            classes.update(here)
             start = len(writer)
-            bad, left_out = _add_records(source, writer, rows, captions, exclude, max_side)
+            make = _Maker(writer, here, captions, max_side)
+            bad, left_out = _add_records(source, make, rows, exclude, split or source.about.split)
             excluded += left_out
             _judge(source, bad, len(writer) - start, max_bad)
             skipped += [{"source": source.name, "key": b.key, "reason": b.reason} for b in bad]
         made = {
             "by": "mmkd ingest",
-            "sources": [_told(source) for source in sources],
+            "sources": [_told(source, split) for source in sources],
             "max_side": max_side,
             "captions": "as the source has them" if captions is None else getattr(captions, "__name__", "given"),
             "excluded": excluded,
             "skipped": dict(sorted(Counter(s["reason"] for s in skipped).items())),
         }
-        _check_labels(writer, classes)
-        return writer.finish(rows, classes, made, files=_skip_list(skipped))
+        names = {source: list(known.names) for source, known in classes.items()}
+        return writer.finish(rows, names, made, files=_skip_list(skipped) | _prompts(sources))
 
 
-def _add_records(source: Source, writer: PairsWriter, rows, captions, exclude, max_side) -> tuple[list[Skipped], int]:
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """How records become pairs of `writer`."""
+
+    writer: PairsWriter
+    classes: Mapping[str, Classes]
+    captions: Callable[[SourceRecord], Sequence[str]] | None
+    max_side: int | None
+
+
+def _add_records(source: Source, make: _Maker, rows, exclude, split) -> tuple[list[Skipped], int]:
     """Writes one source's pairs and notes their rows by index; gives the unusable, and how many were excluded."""
-    bad, excluded = [], 0
+    bad, excluded, added = [], 0, []
     for record in _watched(source):
         if isinstance(record, SourceRecord) and exclude is not None and exclude(record):
             excluded += 1
             continue
-        pair = _pair(record, captions, max_side, writer)
+        if isinstance(record, SourceRecord):
+            record, targets = settled(record, make.classes.get(record.source))
+            pair = _pair(record, make, targets)
+        else:
+            pair = record
         if isinstance(pair, Skipped):
             bad.append(pair)
             continue
-        row = writer.add(pair)
-        for index in _indices(pair.source, record.split):
+        added.append((pair.source, record.split, make.writer.add(pair, targets), pair.group or pair.id, pair.label_id))
+    if split:
+        groups, labels = [a[3] for a in added], [a[4] for a in added]
+        made = splits.by_group(added[0][0] if added else "", groups, labels, split)
+        added = [(name, own, *rest) for (name, _, *rest), own in zip(added, made)]
+    for name, of, row, *_ in added:
+        for index in _indices(name, of):
             rows[index].append(row)
     return bad, excluded
 
 
-def _pair(record, captions, max_side, writer: PairsWriter) -> Pair | Skipped:
+def settled(record: SourceRecord, classes: Classes | None) -> tuple[SourceRecord, tuple[int, ...]]:
+    """The record with name and number of its class, and a number for each class where several may be there.
+
+    Raises:
+      InputError: it is outside the class list; the message names set and key.
+    """
+    try:
+        if record.findings is not None:
+            if classes is None:
+                raise InputError("it has findings, but its set has no class list")
+            targets = classes.several(record.findings)
+            return dataclasses.replace(record, label="", label_id=-1), targets
+        if classes is None:
+            return record, ()
+        label, label_id = classes.single(record.label, record.label_id)
+        return dataclasses.replace(record, label=label, label_id=label_id), ()
+    except InputError as error:
+        raise InputError(f"{record.source}, {record.key}: {error}") from error
+
+
+def _pair(record: SourceRecord, make: _Maker, targets: tuple[int, ...]) -> Pair | Skipped:
     """The pair of a record, or why there is none."""
-    if isinstance(record, Skipped):
-        return record
-    texts = [t for t in (record.captions if captions is None else captions(record)) if t.strip()]
-    if not texts:
+    texts = [t for t in (record.captions if make.captions is None else make.captions(record)) if t.strip()]
+    if not texts and record.label_id < 0 and not targets:
         return Skipped(record.key, "no caption")
     id = pair_id(record.source, record.key)
-    if id in writer:
+    if id in make.writer:
         return Skipped(record.key, "its key comes twice")
     try:
-        if max_side is None:
-            data, codec = media.strip(record.image)
-        else:
-            data, codec = media.shrink(preprocess.decode(record.image), max_side)
+        data, codec = _stored(record.image, make.max_side)
         width, height = preprocess.decode(data).size  # of what is stored, so that all that is stored can be read
     except InputError as error:
         return Skipped(record.key, re.sub(r" <[^>]*>", "", str(error)))  # without addresses of objects
+    there = [name for name, target in zip(make.classes[record.source].names, targets) if target == 1] if targets else []
     group = hashlib.sha256(f"{record.source}\0{record.group}".encode()).hexdigest()[:16] if record.group else ""
     return Pair(
         id=id,
@@ -118,9 +161,19 @@ def _pair(record, captions, max_side, writer: PairsWriter) -> Pair | Skipped:
         source=record.source,
         license=record.license,
         article=record.article,
-        extra=record.extra,
+        extra=record.extra | ({"findings": there} if targets else {}),
         media={"kind": "image", "codec": codec, "width": width, "height": height},
     )
+
+
+def _stored(image: bytes, max_side: int | None) -> tuple[bytes, str]:
+    """The picture as it will lie in the set, and its codec."""
+    if max_side is not None:
+        return media.shrink(preprocess.decode(image), max_side)
+    if image.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        return media.strip(image)
+    picture = preprocess.decode(image)
+    return media.shrink(picture, max(picture.size), jpeg_above=max(picture.size))
 
 
 def _indices(source: str, split: str) -> tuple[str, str]:
@@ -129,17 +182,23 @@ def _indices(source: str, split: str) -> tuple[str, str]:
     return f"{source}.{split}", split
 
 
-def _told(source: Source) -> dict[str, Any]:
-    """What the manifest says of a source: its name, its inputs, and its module's `MADE` note if there is one."""
+def _told(source: Source, split: Mapping[str, float] | None) -> dict[str, Any]:
+    """What the manifest says of a source: name, inputs, splits that were made, its module's `MADE` note if it has."""
     told = {"source": source.name, "inputs": _names(source)}
-    note = getattr(source.module, "MADE", "")
-    return {**told, "note": note} if note else told
+    more = {"split": dict(split or source.about.split), "note": getattr(source.module, "MADE", "")}
+    return told | {name: value for name, value in more.items() if value}
 
 
-def _skip_list(skipped: list[dict[str, str]]) -> dict[str, bytes] | None:
+def _skip_list(skipped: list[dict[str, str]]) -> dict[str, bytes]:
     """The file `skipped.jsonl` if anything was."""
     lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in skipped)
-    return {"skipped.jsonl": lines.encode()} if lines else None
+    return {"skipped.jsonl": lines.encode()} if lines else {}
+
+
+def _prompts(sources: Sequence[Source]) -> dict[str, bytes]:
+    """The file `prompts.json` if any source knows how its classes are asked for."""
+    known = {source.about.name: dict(source.about.prompts) for source in sources if source.about.prompts}
+    return {"prompts.json": json.dumps(known, indent=2, ensure_ascii=False).encode()} if known else {}
 
 
 def _names(source: Source) -> list[str]:
@@ -160,12 +219,6 @@ def _judge(source: Source, bad: list[Skipped], good: int, max_bad: float) -> Non
             f"{where}: {len(bad)} of {good + len(bad)} records cannot be used ({reasons}), first {bad[0].key!r}; "
             f"at most {max_bad:.0%} may be bad"
         )
-
-
-def _check_labels(writer: PairsWriter, classes: dict[str, list[str]]) -> None:
-    for source, label in writer.labels():
-        if source in classes and label >= len(classes[source]):
-            raise InputError(f"source {source!r} has label_id {label}, but only {len(classes[source])} class names")
 
 
 def _watched(source: Source) -> Iterator[SourceRecord | Skipped]:

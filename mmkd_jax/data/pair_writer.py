@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class PairsWriter:
         folder = io.make_workdir(self._path.parent) if self._local else None
         self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, closed by finish or __exit__
         self._writer = tfrecord.RecordWriter(self._spool)
-        self._columns: dict[str, list] = {k: [] for k in ("id", "modality", "label_id", "source", "group", "captions")}
+        names = ("id", "modality", "label_id", "source", "group", "captions", "findings")
+        self._columns: dict[str, list] = {name: [] for name in names}
         self._licenses: Counter[str] = Counter()
         self._ids: set[str] = set()
         self._digest, self._text_digest = hashlib.sha256(), hashlib.sha256()
@@ -68,12 +70,12 @@ class PairsWriter:
     def __contains__(self, id: str) -> bool:
         return id in self._ids
 
-    def labels(self) -> set[tuple[str, int]]:
-        """Every (source, label_id) that occurs."""
-        return set(zip(self._columns["source"], self._columns["label_id"]))
-
-    def add(self, pair: Pair) -> int:
+    def add(self, pair: Pair, findings: Sequence[int] = ()) -> int:
         """Appends a pair and returns its row.
+
+        Args:
+          pair: the pair.
+          findings: 1 (there), 0 (not there), -1 (unknown) for each class of its source, where several may be there.
 
         Raises:
           InputError: its id is malformed or in the set already.
@@ -88,6 +90,7 @@ class PairsWriter:
             self._columns[name].append(getattr(pair, name))
         self._columns["group"].append((pair.source, pair.group) if pair.group else None)
         self._columns["captions"].append(len(pair.captions))
+        self._columns["findings"].append(findings)
         self._licenses[pair.license or "not stated"] += 1
         self._digest.update(pair.id.encode() + hashlib.sha256(pair.image).digest())
         self._text_digest.update(json.dumps([pair.id, list(pair.captions)], separators=(",", ":")).encode())
@@ -196,4 +199,8 @@ def _table(columns: dict[str, list]) -> tuple[dict[str, np.ndarray], dict[str, l
         "group": np.asarray([groups[g] for g in columns["group"]], np.int64),
         "captions": np.asarray(columns["captions"], np.int32),
     }
+    if width := max(map(len, columns["findings"])):
+        table["findings"] = np.full((len(columns["id"]), width), -1, np.int8)
+        for row, findings in enumerate(columns["findings"]):
+            table["findings"][row, : len(findings)] = findings
     return table, {"modalities": modalities, "sources": sources}

@@ -4,6 +4,7 @@
 <set>/table.npz                                     small per-row columns, read without the pictures
 <set>/rows/NAME.npz                                 row indices: splits, filters
 <set>/features.json, dataset_info.json              for tensorflow_datasets
+<set>/prompts.json                                  how the classes of its sources are asked for, where that is known
 <set>/manifest.json                                 written last: without it there is no set
 """
 
@@ -34,7 +35,8 @@ class PairsSet:
       manifest: its manifest.
       table: read-only columns `[rows]` without pictures: `id` (str), `modality` (int16, index into `modalities`),
         `label_id` (int32, -1 without), `source` (int16, index into `sources`), `group` (int64, equal within a group,
-        -1 without), `captions` (int32, how many).
+        -1 without), `captions` (int32, how many); and where several classes may be there at once, `findings` (int8
+        `[rows, classes]`: 1 there, 0 not there, -1 unknown or another source's).
     """
 
     def __init__(self, path, manifest: dict[str, Any], table: dict[str, np.ndarray]):
@@ -99,6 +101,12 @@ class PairsSet:
     def classes(self) -> dict[str, list[str]]:
         """Class names by source."""
         return self.manifest["classes"]
+
+    @functools.cached_property
+    def prompts(self) -> dict[str, Any]:
+        """Wording of the classes by source, records of `mmkd_jax.evals.prompts.from_record`; of few sources or none."""
+        path = self.path / "prompts.json"
+        return io.read_json(path) if path.exists() else {}
 
     @functools.cached_property
     def table(self) -> dict[str, np.ndarray]:

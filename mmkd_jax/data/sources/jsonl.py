@@ -1,10 +1,12 @@
-"""A JSONL file with one pair a line: `image` (path, from the file's folder) and `caption` or `captions`."""
+"""A JSONL file, a picture a line: `image` (path, from the file's folder) with `caption`, `label` or `findings`."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mmkd_jax import io
-from mmkd_jax.data.sources import Skipped, SourceRecord, from_fields
+from mmkd_jax.data.sources import Skipped, SourceRecord
+from mmkd_jax.data.sources.tables import Columns, picture
 from mmkd_jax.errors import InputError
 
 
@@ -12,6 +14,7 @@ def records(
     inputs: Sequence[str],
     *,
     name: str = "",
+    columns: Mapping[str, str] | None = None,
     caption_fields: Sequence[str] = ("caption", "captions"),
     extra: Sequence[str] = ("caption_source",),
 ) -> Iterator[SourceRecord | Skipped]:
@@ -20,23 +23,47 @@ def records(
     Args:
       inputs: JSONL files.
       name: of the set, where a line has no field `set`; by default the file's.
+      columns: their names of fields by ours, see `tables.Columns`.
       caption_fields: fields with texts.
       extra: fields to keep.
 
     Raises:
       InputError: a file is missing or a line is not JSON with `image`.
     """
+    meaning = Columns(columns or {}, caption_fields=caption_fields, extra=extra)
+    for path in _paths(inputs):
+        for fields in _lines(path):
+            place = fields["image"]
+            file = io.as_path(place) if "://" in place else path.parent / place
+            yield meaning.record(fields, place, picture(file), name or path.name.split(".")[0])
+
+
+def classes(
+    inputs: Sequence[str], *, name: str = "", columns: Mapping[str, str] | None = None, **_: Any
+) -> dict[str, list[str]]:
+    """Class names as the lines have them."""
+    meaning, found = Columns(columns or {}), {}
+    for path in _paths(inputs):
+        for here, names in meaning.classes(_lines(path), name or path.name.split(".")[0]).items():
+            found[here] = list(dict.fromkeys([*found.get(here, []), *names]))
+    return found
+
+
+def _paths(inputs: Sequence[str]) -> list:
     if not inputs:
         raise InputError("jsonl needs --input: JSONL files")
-    for given in inputs:
-        path = io.as_path(given)
+    paths = [io.as_path(given) for given in inputs]
+    for path in paths:
         if not path.exists() or path.is_dir():
             raise InputError(f"{path} is not a file; give a JSONL file")
-        with path.open("r") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    fields = _parse(line, path, number)
-                    yield _record(fields, path, name or path.name.split(".")[0], caption_fields, extra)
+    return paths
+
+
+def _lines(path) -> Iterator[dict]:
+    with path.open("r") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _parse(line, path, number)
 
 
 def _parse(line: str, path, number: int) -> dict:
@@ -47,13 +74,3 @@ def _parse(line: str, path, number: int) -> dict:
     if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
         raise InputError(f"{path}, line {number}: no field `image` with the picture's path")
     return fields
-
-
-def _record(fields, path, source, caption_fields, extra) -> SourceRecord | Skipped:
-    key = str(fields.get("key") or fields["image"])
-    image = io.as_path(fields["image"]) if "://" in fields["image"] else path.parent / fields["image"]
-    try:
-        data = image.read_bytes()
-    except OSError as error:
-        return Skipped(key, f"its picture cannot be read: {error.strerror or 'not there'}")
-    return from_fields(fields, key=key, image=data, source=source, caption_fields=caption_fields, extra=extra)

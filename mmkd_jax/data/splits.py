@@ -1,0 +1,63 @@
+"""Splits of our own making: by group, stratified by class, the same for the same set on every machine."""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from mmkd_jax.errors import InputError
+
+NAMES = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+}  # fmt: skip
+
+
+def plain(name: str) -> str:
+    """A split's usual name: `validation` and `valid` are `val`, `Training` is `train`; others stay as they are."""
+    return NAMES.get(name.strip().lower(), name.strip())
+
+
+def check(fractions: Mapping[str, float], where: str = "split") -> dict[str, float]:
+    """The fractions, if they are some.
+
+    Raises:
+      InputError: a name that cannot be a split's, or fractions that leave nothing for `train`.
+    """
+    for name, fraction in fractions.items():
+        if not re.fullmatch(r"\w+", str(name)) or name == "train":
+            raise InputError(f"{where}: {name!r} is not the name of a split beside train, which gets the rest")
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+            raise InputError(f"{where}: the fraction of {name} is {fraction!r}, not a number between 0 and 1")
+    if not fractions or sum(fractions.values()) >= 1:
+        raise InputError(f"{where}: name splits whose fractions leave some for train, for example test=0.2 val=0.1")
+    return dict(fractions)
+
+
+def by_group(source: str, groups: Sequence[str], labels: Sequence[int], fractions: Mapping[str, float]) -> list[str]:
+    """A split for each row; what shares a group shares its split, whatever comes in which order.
+
+    Groups are dealt out class by class (a group has its most common class), each class in the order of a hash of
+    source and group. A class with as many groups as there are splits is in all of them.
+
+    Args:
+      source: name of the set.
+      groups: of each row; a row without one needs a group of its own.
+      labels: class of each row, -1 without.
+      fractions: of the groups by split; the rest is `train`.
+    """
+    members: dict[str, Counter[int]] = defaultdict(Counter)
+    for group, label in zip(groups, labels, strict=True):
+        members[group][label] += 1
+    by_class: dict[int, list[str]] = defaultdict(list)
+    for group, counts in members.items():
+        by_class[min(counts, key=lambda label: (-counts[label], label))].append(group)
+    chosen = {}
+    for of_class in by_class.values():
+        of_class.sort(key=lambda group: hashlib.sha256(f"{source}\0{group}".encode()).digest())
+        start, spare = 0, len(of_class) > len(fractions)
+        for name, fraction in fractions.items():
+            stop = start + max(round(fraction * len(of_class)), int(spare))
+            chosen.update(dict.fromkeys(of_class[start:stop], name))
+            start = stop
+    return [chosen.get(group, "train") for group in groups]

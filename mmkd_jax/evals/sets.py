@@ -1,0 +1,156 @@
+"""Described sets: one JSON record says how a set lies on disk, what is in it and how its classes are asked for.
+
+A record of our own lies in `registry/`; a user's lies as `set.json` in the set's folder, or anywhere:
+
+    {"name": "lesions", "layout": {"source": "csv", "input": "labels.csv", "image": "images/{image_id}.jpg",
+                                   "columns": {"label": "dx", "group": "patient"}},
+     "modality": "dermoscopy", "classes": {"mel": "melanoma", "nv": "melanocytic nevus"}, "split": {"test": 0.2},
+     "prompts": {"templates": ["a photo of {}."], "synonyms": {"melanocytic nevus": ["mole"]}}}
+
+`layout` names a source (`mmkd_jax.data.sources`), its input below the root, and the source's options. `classes` is a
+list of names, or an object from labels in the files to names; without it they are what the source says. `split` makes
+splits by group; without it they are the layout's. What is known about a set further (`ABOUT`) is for people, and
+`evidence` says of each field where it was seen, or that it is from memory.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mmkd_jax import io
+from mmkd_jax.data import splits
+from mmkd_jax.data.labels import Classes
+from mmkd_jax.data.sources import About, Source, open_source
+from mmkd_jax.errors import InputError, near
+from mmkd_jax.evals import prompts
+
+ABOUT = ("title", "size", "url", "citation", "note")
+TASKS = ("classification", "multilabel", "retrieval")
+_TEXTS = ("name", "modality", "license", "title", "url", "citation", "note")
+
+
+@dataclasses.dataclass(frozen=True)
+class SetRecord:
+    """A described set.
+
+    Attributes:
+      name: short name.
+      layout: `source`, `input` (path or paths below the root, by default the root), and the source's options.
+      task: `classification` (one class a picture), `multilabel` (several findings), or `retrieval` (captions).
+      modality: as in the templates of prompts: `xray`, `ct`, ...
+      classes: class list, None as the source says.
+      prompts: wording of the classes, {} for the modality's templates.
+      split: fractions by split to make, {} as the layout has them.
+      license: of the set.
+      about: further fields of `ABOUT`; `size` is the number of pictures by split.
+      evidence: by field where it was seen, or "from memory"; `all` for those not named.
+    """
+
+    name: str
+    layout: Mapping[str, Any]
+    task: str = "classification"
+    modality: str = ""
+    classes: Classes | None = None
+    prompts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    split: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    license: str = ""
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evidence: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read(record: Any, where: str) -> SetRecord:
+    """The set that a JSON object describes.
+
+    Raises:
+      InputError: an unknown or missing field, or one of the wrong form; says where.
+    """
+    own = [field.name for field in dataclasses.fields(SetRecord) if field.name != "about"]
+    if not isinstance(record, Mapping):
+        raise InputError(f"{where} does not hold an object that describes a set")
+    for field in record:
+        if field not in (*own, *ABOUT):
+            raise InputError(f"{where}: there is no field {field!r}; {near(field, [*own, *ABOUT])}")
+    for field in _TEXTS:
+        if not isinstance(record.get(field, ""), str):
+            raise InputError(f"{where}: {field} must be text")
+    name, layout, task = record.get("name", ""), record.get("layout"), record.get("task", TASKS[0])
+    if not name or not name.isidentifier():
+        raise InputError(f"{where}: the name {name!r} must be letters, digits and underscores")
+    if not isinstance(layout, Mapping) or not isinstance(layout.get("source"), str):
+        raise InputError(f'{where}: layout must be an object with the name of a source, {{"source": "folders"}}')
+    if task not in TASKS:
+        raise InputError(f"{where}: task {task!r} is unknown; {near(task, TASKS)}")
+    classes = Classes.of(record["classes"], f"{where}, classes") if "classes" in record else None
+    if classes is not None and len(classes.names) < 2 and task != "retrieval":
+        raise InputError(f"{where}: {len(classes.names)} class names; at least two are needed")
+    if record.get("prompts") and classes is not None:
+        prompts.from_record(classes.names, record["prompts"], f"{where}, prompts")
+    about = {field: record[field] for field in ABOUT if field in record}
+    made = splits.check(record["split"], f"{where}, split") if record.get("split") else {}
+    kept = {field: record[field] for field in own if field in record}
+    return SetRecord(**{**kept, "classes": classes, "split": made, "about": about})
+
+
+@functools.cache
+def known() -> dict[str, SetRecord]:
+    """The records of the registry by name."""
+    found: dict[str, SetRecord] = {}
+    for file in sorted((pathlib.Path(__file__).parent / "registry").glob("*.json")):
+        for record in json.loads(file.read_text(encoding="utf-8")):
+            one = read(record, f"{file.name}, {record.get('name')}")
+            if one.name in found:
+                raise InputError(f"{file.name}: the set {one.name!r} is there twice")
+            found[one.name] = one
+    return found
+
+
+def find(name: str, root: str = "") -> SetRecord:
+    """The record of that name: a JSON file, the `set.json` in `root` if it has the name, or the registry's.
+
+    Raises:
+      InputError: there is none.
+    """
+    if name.endswith(".json"):
+        return read(io.read_json(name), name)
+    own = io.as_path(root) / "set.json" if root else None
+    record = read(io.read_json(own), str(own)) if own is not None and own.exists() else None
+    if record is not None and record.name == name:
+        return record
+    if name in known():
+        return known()[name]
+    there = f", and {own} describes {record.name!r}" if record else f"; {own} would describe it" if own else ""
+    raise InputError(f"no set {name!r} is known{there}; {near(name, known())}")
+
+
+def open_set(record: SetRecord, root: str) -> Source:
+    """The set below `root` as a source.
+
+    Raises:
+      InputError: `root` or the input below it does not exist.
+    """
+    folder = io.as_path(root)
+    if not folder.exists():
+        raise InputError(f"set {record.name}: {folder} does not exist; give the folder that holds it")
+    options = dict(record.layout)
+    source, given = options.pop("source"), options.pop("input", "")
+    inputs = [_below(folder, path, record.name) for path in ([given] if isinstance(given, str) else given)]
+    opened = open_source(source, [path for some in inputs for path in some], **options)
+    about = About(record.name, record.modality, record.license, _citation(record), record.classes, record.prompts)
+    return dataclasses.replace(opened, about=dataclasses.replace(about, split=record.split))
+
+
+def _below(folder, path: str, name: str) -> list[str]:
+    """The input at `path` below `folder`: itself, or the files of a pattern (`*.npz`)."""
+    if not path or not folder.is_dir():  # a file that was given is the input itself
+        return [str(folder)]
+    found = sorted(map(str, folder.glob(path))) if "*" in path else [str(folder / path)]
+    if not found or not io.as_path(found[0]).exists():
+        raise InputError(f"set {name}: {folder} holds no {path}; its layout says so")
+    return found
+
+
+def _citation(record: SetRecord) -> str:
+    return str(record.about.get("citation") or record.about.get("url") or "")
