@@ -69,11 +69,17 @@ def released() -> ConfigDict:
     # Where the parameters start: the checkpoint of another run, else published weights of a tower, else fresh values.
     config.init = ""
     config.towers = ConfigDict({"image": "", "text": ""})  # weights files: CLIP's, timm's, a BERT's
-    config.fresh = ("/projection/",)  # patterns of what may start fresh where that source lacks it
+    config.fresh = ("/projection/", "^sigmoid/")  # patterns of what may start fresh where that source lacks it
     config.model = ConfigDict(ModelSpec().to_dict())
     config.tokenizer = ""  # vocab.txt, tokenizer.json, or CLIP's merges
     config.dtype = "bfloat16"  # of the computation; parameters, similarities and losses are float32
     config.remat = "full"
+    # The contrastive loss on the pairs: softmax (CLIP, as released) or sigmoid (SigLIP). The form of losses over the
+    # global batch changes nothing but rounding: plain (XLA gathers what it needs), rows (a device's rows against all
+    # columns at once) or ring (tiles that travel from device to device; none holds a row of the global batch).
+    config.loss = ConfigDict({"task": "softmax", "form": "plain"})
+    # Micro-batches that a step is encoded in, one after another, by two passes; the step is exactly the same.
+    config.accumulate = 1
 
     config.data = ConfigDict()
     config.data.pairs = ""

@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.routing = ""  # a JSON file with weights by modality and teacher; "": all alike
     config.maps = ""  # a folder with a target map a teacher (mmkd features map); "": as the recipe says
-    config.fresh = ("/projection/", "^heads/", "^icl_scale$")
+    config.fresh = ("/projection/", "^heads/", "^icl_scale$", "^sigmoid/")
     config.recipe = ConfigDict(dataclasses.asdict(RECIPES[args.recipe]))
     config.optimizer.lr = 1e-6
     if args.smoke:

@@ -1,23 +1,55 @@
-"""The contrastive task loss of CLIP and the products that every loss here is made of."""
+"""Contrastive task losses over the global batch: the softmax of CLIP and the sigmoid of SigLIP."""
 
 import jax
 import jax.numpy as jnp
 
+from mmkd_jax.losses import forms, reductions
+from mmkd_jax.losses.base import Inputs, normalise, own_similarity, similarity
 
-def normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
-    """Rows of `x` float32 `[..., d]` at unit length; a zero row stays zero and has a zero gradient."""
-    x = x.astype(jnp.float32)
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, epsilon**2))
+__all__ = ["LOSSES", "cross_entropy_of_matches", "normalise", "sigmoid", "similarity", "softmax"]
 
 
-def similarity(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Inner products float32 `[n, m]` of the rows of `a` `[n, d]` and `b` `[m, d]`.
+def softmax(x: Inputs, form: str = "plain") -> jax.Array:
+    """Symmetric InfoNCE (Radford et al. 2021, arXiv 2103.00020, figure 3; CLIP-KD eq. 1-3).
 
-    In float32 at `Precision.HIGHEST`: the default of a TPU multiplies float32 in bfloat16 passes, which moves a
-    similarity of temperature 0.01 by several units.
+    `1/2 [CE_i(scale * v_i . t_j) + CE_i(scale * t_i . v_j)]`, mean over i.
+
+    Args:
+      x: unit `image` v and `text` t `[n, d]`, and `scale`.
+      form: of `forms.FORMS`.
+
+    Returns:
+      The loss in nats, a float32 scalar.
     """
-    return jnp.einsum("id,jd->ij", a.astype(jnp.float32), b.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    if form == "plain":
+        return cross_entropy_of_matches(x.scale * similarity(x.image, x.text))
+    scale = jnp.asarray(x.scale, jnp.float32)
+    live = reductions.Tile(x.image, x.text, scale)
+    rows, columns = forms.statistics(reductions.LogSumExp(), form, live, reductions.NOTHING_FIXED)
+    return jnp.mean(0.5 * (rows.total + columns.total) - scale * own_similarity(x.image, x.text))
+
+
+def sigmoid(x: Inputs, form: str = "plain") -> jax.Array:
+    """Every pair by itself (SigLIP, Zhai et al. 2023, arXiv 2303.15343, section 3.2).
+
+    `-1/n sum_ij log sigma(z_ij (scale v_i . t_j + bias))`, z = 1 where i = j and -1 elsewhere.
+
+    Args:
+      x: unit `image` v and `text` t `[n, d]`, `scale` and `bias`.
+      form: of `forms.FORMS`.
+
+    Returns:
+      The loss in nats a sample, a float32 scalar.
+    """
+    if form == "plain":
+        logits = x.scale * similarity(x.image, x.text) + x.bias
+        signs = 2.0 * jnp.eye(len(logits)) - 1.0
+        return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signs * logits), axis=1))
+    shared = jnp.asarray(x.scale, jnp.float32), jnp.asarray(x.bias, jnp.float32)
+    live = reductions.Tile(x.image, x.text, shared)
+    rows, _ = forms.statistics(reductions.SoftplusSum(), form, live, reductions.NOTHING_FIXED)
+    # -log sigma(l) = softplus(-l) = softplus(l) - l for the pairs that match.
+    return jnp.mean(rows.total - shared[0] * own_similarity(x.image, x.text)) - shared[1]
 
 
 def cross_entropy_of_matches(logits: jax.Array) -> jax.Array:
@@ -27,17 +59,4 @@ def cross_entropy_of_matches(logits: jax.Array) -> jax.Array:
     return jnp.mean(0.5 * (rows + columns) - jnp.diagonal(logits))
 
 
-def softmax_loss(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Array:
-    """Symmetric InfoNCE over the global batch (Radford et al. 2021, arXiv 2103.00020, figure 3).
-
-    `1/2 [CE_i(scale * v_i . t_j) + CE_i(scale * t_i . v_j)]`, mean over i.
-
-    Args:
-      image: unit image embeddings v, float32 `[n, d]`.
-      text: unit text embeddings t, float32 `[n, d]`.
-      scale: exponentiated logit scale, a float32 scalar.
-
-    Returns:
-      The loss in nats, a float32 scalar.
-    """
-    return cross_entropy_of_matches(scale * similarity(image, text))
+LOSSES = {"softmax": softmax, "sigmoid": sigmoid}

@@ -27,6 +27,7 @@ class Task(Protocol):
     """
 
     model: DualEncoder
+    micro_batches: int  # parts that `encode` is applied to one after another; 1: the whole batch at once
 
     def init(self, key: jax.Array) -> tuple[Params, Any]:
         """Parameters as a nested dict of float32 arrays, and what else is carried from step to step (or `{}`)."""

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.losses import distill as losses
-from mmkd_jax.losses.contrastive import normalise
+from mmkd_jax.losses.base import Inputs, normalise
 from mmkd_jax.models import heads
 from mmkd_jax.specs import ModelSpec
 from mmkd_jax.tasks import targets
@@ -65,6 +66,7 @@ class DistillTask(ClipTask):
       routing: float32 `[modalities, teachers]`, teachers in sorted order of name (`heads` only); a teacher of weight 0
         for every modality is left out, with its heads.
       seed: of the draws.
+      student: what `ClipTask` takes beside.
     """
 
     def __init__(
@@ -75,10 +77,9 @@ class DistillTask(ClipTask):
         routing: np.ndarray,
         *,
         seed: int,
-        dtype=jnp.float32,
-        remat: str = "none",
+        **student: Any,
     ):
-        super().__init__(spec, dtype=dtype, remat=remat)
+        super().__init__(spec, **student)
         self.teachers = sorted(teachers, key=lambda teacher: teacher.name)
         self.recipe = recipe
         self.routing = np.asarray(routing, np.float32)
@@ -141,12 +142,12 @@ class DistillTask(ClipTask):
             for tower in ("image", "text")
         }
         weight = sum(share.values())
-        feature = losses.feature_mse(features.image, goal["image"], weight) + losses.feature_mse(
-            features.text, goal["text"], weight
-        )
         scale = jnp.exp(params["icl_scale"]) if self.recipe.icl_trained else RELEASED_ICL_SCALE
-        icl = losses.interactive_contrastive(features.image, features.text, goal["image"], goal["text"], weight, scale)
-        return {"feature": (self.recipe.feature_weight, feature), "icl": (self.recipe.icl_weight, icl)}
+        inputs = Inputs(features.image, features.text, goal["image"], goal["text"], weight, scale)
+        return {
+            "feature": (self.recipe.feature_weight, losses.released_feature(inputs)),
+            "icl": (self.recipe.icl_weight, losses.interactive(inputs, self.form)),
+        }
 
     def _own_spaces(self, params: Params, features: Features, batch: Batch, step: jax.Array) -> dict:
         """`heads`: every teacher in its own space, weighted by the sample's modality; mean over samples with a teacher.
@@ -162,20 +163,14 @@ class DistillTask(ClipTask):
             goal = {tower: self._own_target(teacher, tower, stored[tower]) for tower in ("image", "text")}
             share = jnp.sum(weight) / taught
             head = params["heads"][teacher.name]
-            for tower, embedding in (("image", features.image), ("text", features.text)):
-                distance = losses.cosine_distance(heads.apply(head[tower], embedding), goal[tower])
-                feature = feature + 0.5 * share * losses.weighted_mean(distance, weight)
+            said = [heads.apply(head[tower], x) for tower, x in (("image", features.image), ("text", features.text))]
+            feature = feature + share * losses.cosine(Inputs(*said, goal["image"], goal["text"], weight))
             if self.recipe.affinity_weight:
                 # The teacher's own affinities: uncentred, since its temperature belongs to those.
-                affinity = affinity + share * losses.affinity_kl(
-                    features.image,
-                    features.text,
-                    normalise(stored["image"]),
-                    normalise(stored["text"]),
-                    weight,
-                    scale,
-                    self.recipe.affinity_scale or teacher.scale,
-                )
+                told = normalise(stored["image"]), normalise(stored["text"])
+                target_scale = self.recipe.affinity_scale or teacher.scale
+                inputs = Inputs(features.image, features.text, *told, weight, scale, target_scale)
+                affinity = affinity + share * losses.affinity(inputs, self.form)
         parts = {"feature": (self.recipe.feature_weight, feature)}
         if self.recipe.affinity_weight:
             parts["affinity"] = (self.recipe.affinity_weight, affinity)

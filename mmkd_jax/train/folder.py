@@ -21,8 +21,8 @@ CONFIG, PROVENANCE = "config.json", "provenance.json"
 # What may differ whenever a run goes on: it changes no result but by rounding, or is a place whose content is hashed in
 # the record's `data`. (How far a roll-back goes depends on `save_every`.)
 FREE = (
-    r"^config\.((name|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|data\.(pairs|threads)"
-    r"|features|routing)$|(mesh|sharding)(\.|$))"
+    r"^config\.((name|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|accumulate|loss\.form"
+    r"|data\.(pairs|threads)|features|routing)$|(mesh|sharding)(\.|$))"
 )
 # What may differ where `config.data.other_set` says that a run goes on with other data.
 DATA_FIELDS = r"^(data|config\.(data|features|teachers|routing))(\.|$)"

@@ -121,7 +121,7 @@ def open_features(config: ConfigDict, pairs: PairsSet) -> dict[str, FeatureSet]:
 
 def clip_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features: dict[str, FeatureSet]) -> Task:
     """Stage 1."""
-    return ClipTask(spec, dtype=_dtype(config), remat=config.remat)
+    return ClipTask(spec, **_student(config))
 
 
 def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features: dict[str, FeatureSet]) -> Task:
@@ -137,8 +137,7 @@ def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features:
         Recipe(**configs.to_dict(config.recipe)),
         targets.routing_table(table, pairs.modalities, [teacher.name for teacher in teachers]),
         seed=config.seed,
-        dtype=_dtype(config),
-        remat=config.remat,
+        **_student(config),
     )
 
 
@@ -156,7 +155,16 @@ def teacher_target(features: FeatureSet, fitted: maps.TargetMap | None = None) -
     )
 
 
-def _dtype(config: ConfigDict) -> Any:
+def _student(config: ConfigDict) -> dict[str, Any]:
+    """What both stages' tasks take alike."""
     if config.dtype not in DTYPES:
         raise InputError(f"dtype {config.dtype!r}: {near(config.dtype, DTYPES)}")
-    return DTYPES[config.dtype]
+    if config.accumulate < 1 or config.batch % config.accumulate:
+        raise InputError(f"batch {config.batch} cannot be cut into accumulate={config.accumulate} equal micro-batches")
+    return {
+        "dtype": DTYPES[config.dtype],
+        "remat": config.remat,
+        "loss": config.loss.task,
+        "form": config.loss.form,
+        "micro_batches": config.accumulate,
+    }
