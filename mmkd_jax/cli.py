@@ -31,6 +31,7 @@ VERBS = (
     "train",
     "sweep",
     "checkpoint",
+    "sets",
     "eval",
     "compare",
     "encode",

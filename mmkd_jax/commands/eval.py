@@ -8,6 +8,7 @@ are kept in OUT/features/ and computed once; an evaluation that was interrupted 
   mmkd eval --teacher biomedclip=weights/biomedclip --pairs sets/pairs --out runs/eval --sets busi --tasks zeroshot
   mmkd eval --checkpoint runs/a exported/b --torch pmcclip=weights/pmcclip --features emitted/biomedclip \\
       --pairs sets/pairs --out runs/eval
+  mmkd eval --checkpoint runs/student --set pathmnist=data/medmnist lesions=data/lesions --out runs/eval
 """
 
 import argparse
@@ -41,7 +42,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="features of this set of pairs, from mmkd emit: for tasks without prompts (retrieval, linear_probe, knn)",
     )
-    parser.add_argument("--pairs", required=True, metavar="DIR", help="set of pairs, from mmkd ingest")
+    parser.add_argument("--pairs", metavar="DIR", help="set of pairs, from mmkd ingest")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=ROOT",
+        help="instead of --pairs: sets as they lie (mmkd sets list, or a set.json in ROOT), ingested once, to OUT/sets",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for results, predictions/ and report.html")
     parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: OUT/features)")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sources of the set (default: all)")
@@ -49,8 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="zeroshot, retrieval, linear_probe (default: these three), retrieval_all, knn, label_efficiency, "
-        "calibration; zeroshot_ with mmkd, unimed, clip_benchmark, open_clip, conch or medmnist, as they count",
+        help="zeroshot, retrieval, linear_probe, multilabel (default: these four), retrieval_all, knn, "
+        "label_efficiency, calibration; zeroshot_ with mmkd, unimed, clip_benchmark, open_clip, conch or medmnist, "
+        "as they count",
     )
     parser.add_argument(
         "--prompts",
@@ -66,7 +75,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates every model and prints one line a set and task."""
     from mmkd_jax import io
-    from mmkd_jax.data.pairs import PairsSet
     from mmkd_jax.errors import InputError
     from mmkd_jax.evals import base, results
     from mmkd_jax.train import distributed
@@ -76,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--bootstrap must be at least 1 and --seed not negative")
     distributed.start()
     tasks = tuple(args.tasks or base.TASKS)
-    pairs = PairsSet.open(args.pairs)
+    pairs = _pairs(args)
     sets = chosen(base.sets_of(pairs, args.prompts), args.sets)
     _refuse_without_task(sets, bool(args.sets), tasks)
     out = io.make_workdir(args.out)
@@ -84,6 +92,30 @@ def run(args: argparse.Namespace) -> None:
         results.load(out / "results.json")  # refused now rather than after the work
     with distributed.failing_at_once(()):
         _score(args, models, tasks, pairs, sets, out)
+
+
+def _pairs(args: argparse.Namespace):
+    """The set of pairs, or the one that the given sets become.
+
+    Raises:
+      InputError: neither is named, or both, or they are not there.
+    """
+    import jax
+
+    from mmkd_jax import io
+    from mmkd_jax.data.pairs import PairsSet
+    from mmkd_jax.errors import InputError
+    from mmkd_jax.evals import given
+
+    if bool(args.pairs) == bool(args.set):
+        raise InputError("what to evaluate on: give --pairs DIR, or --set NAME=ROOT, and not both")
+    if args.pairs:
+        return PairsSet.open(args.pairs)
+    if jax.process_count() > 1:
+        raise InputError(
+            "several processes need --pairs; make them of NAME=ROOT with: mmkd ingest NAME --input ROOT"
+        )
+    return given.pairs_of(given.roots(args.set), io.as_path(args.out) / "sets")
 
 
 def _score(args: argparse.Namespace, models, tasks: tuple[str, ...], pairs, sets: list, out) -> None:

@@ -22,15 +22,15 @@ def check(fractions: Mapping[str, float], where: str = "split") -> dict[str, flo
     """The fractions, if they are some.
 
     Raises:
-      InputError: a name that cannot be a split's, or fractions that leave nothing for `train`.
+      InputError: a name that cannot be a split's, or fractions that are none.
     """
     for name, fraction in fractions.items():
         if not re.fullmatch(r"\w+", str(name)) or name == "train":
             raise InputError(f"{where}: {name!r} is not the name of a split beside train, which gets the rest")
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
             raise InputError(f"{where}: the fraction of {name} is {fraction!r}, not a number between 0 and 1")
-    if not fractions or sum(fractions.values()) >= 1:
-        raise InputError(f"{where}: name splits whose fractions leave some for train, for example test=0.2 val=0.1")
+    if not fractions or sum(fractions.values()) > 1 + 1e-9:
+        raise InputError(f"{where}: the fractions must not add up to more than 1, for example test=0.2 val=0.1")
     return dict(fractions)
 
 

@@ -27,13 +27,13 @@ TASKS = {
     "zeroshot": "mmkd_jax.evals.zeroshot",
     "retrieval": "mmkd_jax.evals.retrieval",
     "linear_probe": "mmkd_jax.evals.linear_probe",
+    "multilabel": "mmkd_jax.evals.multilabel",
 }
 # These by name only.
 MORE_TASKS = {
     "calibration": "mmkd_jax.evals.calibration",
     "knn": "mmkd_jax.evals.neighbours",
     "label_efficiency": "mmkd_jax.evals.label_efficiency",
-    "multilabel": "mmkd_jax.evals.multilabel",
     "retrieval_all": "mmkd_jax.evals.retrieval.EVERY_CAPTION",
     "zeroshot_mmkd": "mmkd_jax.evals.profiles.MMKD",
     "zeroshot_unimed": "mmkd_jax.evals.profiles.UNIMED",
@@ -151,7 +151,7 @@ def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
     """The evaluation sets that a pairs set holds, by name.
 
     A source with classes and rows `<source>.test` is classified, with `<source>.train` for the probe if it is there;
-    its rows without a class take no part.
+    its rows without a class take no part. Where rows have findings, each is asked for by itself.
     A source without classes but with captioned rows `<source>.val` (else `<source>.test`) is retrieved.
     """
     names, found = set(pairs.row_names()), []
@@ -166,9 +166,13 @@ def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
         modality = _modality(pairs, index.rows)
         if classes:
             train = _labelled(pairs, pairs.rows(f"{source}.train")) if f"{source}.train" in names else None
-            known = prompts.default(classes, modality, profile, name=source)
-            probe = {} if train is None else {"train_rows": train.rows, "train_hash": train.hash}
-            found.append(EvalSet(source, index.rows, index.hash, modality, class_names=classes, prompts=known, **probe))
+            wording = {"profile": profile, "name": source, "own": pairs.prompts.get(source)}
+            known = prompts.default(classes, modality, **wording)
+            more = {} if train is None else {"train_rows": train.rows, "train_hash": train.hash}
+            targets = _findings(pairs, index.rows, len(classes))
+            if targets is not None:
+                more = {"targets": targets, "absent": prompts.absent_of(classes, **wording)}
+            found.append(EvalSet(source, index.rows, index.hash, modality, class_names=classes, prompts=known, **more))
         elif np.asarray(pairs.table["captions"])[index.rows].any():
             found.append(EvalSet(source, index.rows, index.hash, modality, captions=True))
     return found
@@ -267,11 +271,19 @@ def _rows(encoder: Encoder, one: EvalSet, task: str, result: TaskResult, seed: i
 
 
 def _labelled(pairs, index: RowIndex) -> RowIndex:
-    """The rows of `index` that have a class."""
+    """The rows of `index` that have a class, or a finding that is known."""
     has_class = np.asarray(pairs.table["label_id"])[index.rows] >= 0
+    if "findings" in pairs.table:
+        has_class = has_class | (pairs.table["findings"][index.rows] >= 0).any(axis=1)
     if has_class.all():
         return index
     return RowIndex(index.rows[has_class], index.set_hash, index.name, {**index.made, "only": "with a class"})
+
+
+def _findings(pairs, rows: np.ndarray, classes: int) -> np.ndarray | None:
+    """Int8 `[n, classes]` as in `EvalSet.targets`; None where the rows have one class each."""
+    found = np.asarray(pairs.table["findings"])[rows, :classes] if "findings" in pairs.table else None
+    return found if found is not None and (found >= 0).any() else None
 
 
 def _modality(pairs, rows: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """What a zero-shot classifier is told about its classes: sentences, from templates by modality or written in full.
 
-Templates are data (`prompts.json`), worded as captions of the modality are; every number carries the hash of the
-sentences that it came from.
+Wording is data: templates by modality (`prompts.json`), worded as its captions are, and records by name of a set
+(`set_prompts.json`), in the form of `from_record`. Every number carries the hash of the sentences that it came from.
 """
 
 import dataclasses
@@ -37,8 +37,13 @@ class Prompts:
 
 
 @functools.cache
-def _data() -> dict:
-    return json.loads((pathlib.Path(__file__).parent / "prompts.json").read_text(encoding="utf-8"))
+def _data(file: str = "prompts.json") -> dict:
+    return json.loads((pathlib.Path(__file__).parent / file).read_text(encoding="utf-8"))
+
+
+def of_sets() -> dict[str, Mapping]:
+    """Our wording by name of a set, records of `from_record`."""
+    return _data("set_prompts.json")
 
 
 def templates(modality: str | None = None) -> tuple[str, ...]:
@@ -96,47 +101,81 @@ def from_record(class_names: Sequence[str], record: Mapping, where: str = "promp
     """Prompts as a file gives them.
 
     Either `{"sentences": {class: [...]}}`, or `{"templates": [...], "synonyms": {class: [...]}}`, where synonyms are
-    further names of a class beside its own, and may be left out.
+    further names of a class beside its own, and may be left out. Beside either, `absent` may hold such a record of
+    what is said of a picture that does not show the class, see `absent_of`.
 
     Raises:
       InputError: another form, unknown classes, or what `from_sentences` and `from_synonyms` refuse; says where.
     """
-    if not isinstance(record, Mapping) or set(record) not in ({"sentences"}, {"templates"}, {"templates", "synonyms"}):
+    forms = ({"sentences"}, {"templates"}, {"templates", "synonyms"})
+    if not isinstance(record, Mapping) or set(record) - {"absent"} not in forms:
         raise InputError(f'{where}: must be {{"sentences": ...}} or {{"templates": ..., "synonyms": ...}}')
     synonyms = record.get("synonyms", {})
+    if not isinstance(synonyms, Mapping) or not isinstance(record.get("sentences", {}), Mapping):
+        raise InputError(f"{where}: sentences and synonyms must be objects with a list of texts by class")
     lists = [record.get("templates", []), *record.get("sentences", {}).values(), *synonyms.values()]
     if not all(isinstance(one, list) and all(isinstance(text, str) for text in one) for one in lists):
         raise InputError(f"{where}: templates, and the sentences or synonyms of each class, must be lists of texts")
     for name in synonyms:
         if name not in class_names:
             raise InputError(f"{where}: synonyms are given for {name!r}, not a class; {near(name, class_names)}")
-    if "sentences" in record:
-        return from_sentences(class_names, record["sentences"])
-    names = [list(dict.fromkeys([name, *synonyms.get(name, [])])) for name in class_names]
-    return from_synonyms(names, record["templates"], "synonyms" if synonyms else "templates")
+    try:
+        if "sentences" in record:
+            return from_sentences(class_names, record["sentences"])
+        names = [list(dict.fromkeys([name, *synonyms.get(name, [])])) for name in class_names]
+        return from_synonyms(names, record["templates"], "synonyms" if synonyms else "templates")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def default(
-    class_names: Sequence[str], modality: str | None = None, profile: str = "ensemble", *, name: str = ""
+    class_names: Sequence[str],
+    modality: str | None = None,
+    profile: str = "ensemble",
+    *,
+    name: str = "",
+    own: Mapping | None = None,
 ) -> Prompts:
     """The class names in the modality's templates (`ensemble`), or by themselves (`names`).
 
-    A set whose `name` has wording of its own in prompts.json is asked in that, if it has the classes it was written
-    for: templates, or full sentences a class. `profile` may also be a JSON file, see `from_record`, with a record by
-    set's name; sets that are not in it are asked as in `ensemble`, and the result's context says so.
+    A set with wording of its own is asked in that: in `own`, which came with its data, or else in ours for the set of
+    that `name`, if it has the classes that ours was written for. `profile` may also be a JSON file with a record by
+    set's name, see `from_record`; sets that are not in it are asked as in `ensemble`, and the result's context says so.
     """
+    if found := _wording(class_names, profile, name, own):
+        record, where = found
+        prompts = from_record(class_names, record, where)
+        plain = profile == "ensemble" and prompts.profile == "templates"
+        return dataclasses.replace(prompts, profile="ensemble") if plain else prompts
+    if profile == "names":
+        return from_templates(class_names, ("{}",), profile)
+    return from_templates(class_names, templates(modality))
+
+
+def absent_of(
+    class_names: Sequence[str], profile: str = "ensemble", *, name: str = "", own: Mapping | None = None
+) -> Prompts | None:
+    """What the wording that `default` takes says of a picture without each class, None where it says nothing."""
+    record, where = _wording(class_names, profile, name, own) or ({}, "")
+    if "absent" not in record:
+        return None
+    return dataclasses.replace(from_record(class_names, record["absent"], f"{where}, absent"), profile="absent")
+
+
+def _wording(class_names, profile: str, name: str, own: Mapping | None) -> tuple[Mapping, str] | None:
+    """The record that a set's classes are asked in and where it is from, None where the modality's templates serve."""
     if profile.endswith(".json"):
         records = io.read_json(profile)
         if not isinstance(records, dict):
             raise InputError(f"{profile} must hold an object with a record of prompts by the name of a set")
         if name in records:
-            return from_record(class_names, records[name], f"{profile}, set {name}")
-        profile = "ensemble"
-    if profile not in PROFILES:
+            return records[name], f"{profile}, set {name}"
+    elif profile not in PROFILES:
         raise InputError(f"prompt profile {profile!r} is unknown; {near(profile, PROFILES)}")
-    own = _data()["sets"].get(name) if profile == "ensemble" else None
-    if isinstance(own, list):
-        return from_templates(class_names, own, profile)
-    if own and set(own) == set(class_names):
-        return from_sentences(class_names, own)
-    return from_templates(class_names, templates(modality) if profile == "ensemble" else ("{}",), profile)
+    if profile == "names":
+        return None
+    if own:
+        return own, f"the prompts of {name}"
+    ours = of_sets().get(name)
+    named = {*ours.get("sentences", {}), *ours.get("synonyms", {})} if ours else set()
+    return (ours, f"set_prompts.json, {name}") if ours and (not named or named == set(class_names)) else None

@@ -1,7 +1,7 @@
 """Folders of pictures, one a class: ROOT/CLASS/... or ROOT/SPLIT/CLASS/..., at any depth below the class."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmkd_jax import io
@@ -14,7 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def records(
-    inputs: Sequence[str], *, name: str = "", group: str = "", skip: str = ""
+    inputs: Sequence[str], *, name: str = "", group: str = "", skip: str = "", named: Mapping[str, str] | None = None
 ) -> Iterator[SourceRecord | Skipped]:
     """Pictures by split, class and path; their keys are paths from the root.
 
@@ -27,12 +27,13 @@ def records(
       name: of the set; by default the root's.
       group: regular expression that finds in the key what must not be divided (a patient): its first group, or all
         that matched.
+      named: splits by name of their folders, beside the usual names.
       skip: regular expression; pictures whose key has it somewhere are left out (masks that lie beside, say).
 
     Raises:
       InputError: no folder, no class folders, or a key in which `group` finds nothing.
     """
-    for root, split, folder in _parts(inputs):
+    for root, split, folder in _parts(inputs, named or {}):
         for of_class in _folders(folder):
             for path in below(of_class):
                 key = path.relative_to(root).as_posix()
@@ -48,15 +49,17 @@ def records(
                 )  # fmt: skip
 
 
-def classes(inputs: Sequence[str], *, name: str = "", **_: Any) -> dict[str, list[str]]:
+def classes(
+    inputs: Sequence[str], *, name: str = "", named: Mapping[str, str] | None = None, **_: Any
+) -> dict[str, list[str]]:
     """Names of the class folders of all splits, sorted."""
     found: dict[str, set[str]] = {}
-    for root, _split, folder in _parts(inputs):
+    for root, _split, folder in _parts(inputs, named or {}):
         found.setdefault(name or root.name, set()).update(of_class.name for of_class in _folders(folder))
     return {here: sorted(names) for here, names in found.items()}
 
 
-def _parts(inputs: Sequence[str]) -> list[tuple]:
+def _parts(inputs: Sequence[str], by_name: Mapping[str, str]) -> list[tuple]:
     """(root, split, folder with class folders) of everything given; the split is "" where none is stated."""
     if not inputs:
         raise InputError("folders needs --input: a folder with one folder a class, or with splits of such")
@@ -65,15 +68,15 @@ def _parts(inputs: Sequence[str]) -> list[tuple]:
         if not path.is_dir():
             raise InputError(f"{path} is not a folder; give one that holds a folder of pictures for each class")
         inner = _folders(path)
-        named = [folder for folder in inner if _split(folder)]
+        named = [folder for folder in inner if _split(folder, by_name)]
         if not inner:
             raise InputError(f"{path} holds no folders; give one that holds a folder of pictures for each class")
-        if _split(path):
-            parts.append((path.parent, _split(path), path))
+        if _split(path, by_name):
+            parts.append((path.parent, _split(path, by_name), path))
         elif len(named) == len(inner):
-            parts += [(path, _split(folder), folder) for folder in inner]
+            parts += [(path, _split(folder, by_name), folder) for folder in inner]
         elif named:
-            other = next(folder for folder in inner if not _split(folder))
+            other = next(folder for folder in inner if not _split(folder, by_name))
             raise InputError(f"{path} holds the split {named[0].name!r} beside {other.name!r}; give the split folders")
         else:
             parts.append((path, "all", path))
@@ -85,8 +88,8 @@ def _folders(path) -> list:
     return sorted((f for f in path.iterdir() if f.is_dir() and not f.name.startswith(hidden)), key=str)
 
 
-def _split(path) -> str:
-    return splits.NAMES.get(path.name.lower(), "")
+def _split(path, by_name: Mapping[str, str]) -> str:
+    return by_name.get(path.name) or splits.NAMES.get(path.name.lower(), "")
 
 
 def _found(pattern: str, key: str) -> re.Match | None:

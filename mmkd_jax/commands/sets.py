@@ -1,0 +1,85 @@
+"""Data sets for evaluation: which are known, and whether one that lies here is as it should be.
+
+  mmkd sets list
+  mmkd sets show pathmnist
+  mmkd sets check pathmnist --root data/medmnist
+  mmkd sets check lesions --root data/lesions           # with a set.json in the folder, see mmkd_jax/evals/sets.py
+
+`check` reads every picture and tells counts by split and class, examples, and problems, one a line; it leaves with exit
+code 2 if the set cannot be evaluated.
+"""
+
+import argparse
+
+from mmkd_jax.errors import EXIT_WRONG_INPUT
+
+HELP = "data sets for evaluation: list, show, check"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|check")
+    verbs.add_parser("list", help="the sets that are known")
+    show = verbs.add_parser("show", help="all that is known of a set, and how its classes are asked for")
+    check = verbs.add_parser("check", help="read a set and say what is wrong with it")
+    for one in (show, check):
+        one.add_argument("set", metavar="SET", help="name of a set, or a JSON file that describes one")
+    show.add_argument("--root", default="", metavar="DIR", help="folder of the set, if its set.json describes it")
+    check.add_argument("--root", required=True, metavar="DIR", help="folder of the set")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints what is asked for."""
+    {"list": _list, "show": _show, "check": _check}[args.verb](args)
+
+
+def _list(args: argparse.Namespace) -> None:
+    from mmkd_jax.evals import sets
+
+    del args
+    print(f"{'name':16} {'modality':15} {'task':15} {'classes':>7} {'pictures':>9}  {'layout':11} licence")
+    for one in sets.known().values():
+        classes = len(one.classes.names) if one.classes else 0
+        pictures = sum(one.about.get("size", {}).values()) or "?"
+        layout = one.layout["source"]
+        print(f"{one.name:16} {one.modality:15} {one.task:15} {classes:7} {pictures:>9}  {layout:11} {one.license}")
+
+
+def _show(args: argparse.Namespace) -> None:
+    import json
+
+    from mmkd_jax.evals import prompts, sets
+
+    one = sets.find(args.set, args.root)
+    fields = {
+        "name": one.name, "task": one.task, "modality": one.modality, **one.about, "license": one.license,
+        "layout": dict(one.layout), "split": one.split or "as the layout has it",
+    }  # fmt: skip
+    for field, value in fields.items():
+        evidence = one.evidence.get(field, one.evidence.get("all", ""))
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        print(f"{field + ':':10} {text or '?'}" + (f"   [{evidence}]" if evidence and field in one.about else ""))
+    if one.classes is None:
+        return
+    asked = prompts.default(one.classes.names, one.modality, name=one.name, own=one.prompts)
+    print(f"prompts:   {sum(map(len, asked.sentences))} sentences, {asked.profile}, hash {asked.hash[:16]}")
+    for name, sentences in zip(one.classes.names, asked.sentences):
+        words = [word for word, meant in one.classes.words.items() if meant == name and word != name]
+        print(f"  {name}" + (f" ({', '.join(words)} in the files)" if words else "") + f": {sentences[0]!r}, ...")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from mmkd_jax.evals import set_check, sets
+
+    record = sets.find(args.set, args.root)
+    found = set_check.check(record, sets.open_set(record, args.root))
+    if found.cases:
+        print("\n".join(set_check.table(found)))
+        print("\n".join(f"sample: {line}" for line in set_check.samples(found)))
+    for line in found.problems:
+        print(f"problem: {line}")
+    for line in found.fatal:
+        print(f"cannot be evaluated: {line}")
+    if found.fatal:
+        raise SystemExit(EXIT_WRONG_INPUT)
+    print(f"{record.name} can be evaluated; {len(found.problems) or 'no'} problems")
