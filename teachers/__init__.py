@@ -9,6 +9,7 @@ import hashlib
 import os
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 from etils import epath
@@ -39,6 +40,11 @@ class Teacher(Base):
 
     params: Params
     micro_batch: int = 64
+
+    @property
+    def backend(self) -> str:
+        """What runs the towers, with its versions."""
+        return f"flax {flax.__version__}, jax {jax.__version__}"
 
     @property
     def logit_scale(self) -> float:

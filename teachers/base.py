@@ -14,7 +14,7 @@ from mmkd_jax.specs import ModelSpec
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Base:
-    """A teacher without its towers; backends add `logit_scale`, `encode_image` and `encode_text`.
+    """A teacher without its towers; backends add `backend`, `logit_scale`, `encode_image` and `encode_text`.
 
     Attributes:
       name: what it is called here; its features go under this name.

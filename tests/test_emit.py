@@ -31,7 +31,7 @@ ROWS, VIEWS = 40, 2
 class FakeTeacher:
     """A fixed linear teacher; remembers what it was asked for, and can fail at its n-th call."""
 
-    logit_scale, weights_hash, preprocess_hash = 20.0, "w", "p"
+    logit_scale, backend, weights_hash, preprocess_hash = 20.0, "none 1", "w", "p"
 
     def __init__(self, seed: int, width: int, size: int, fail_at: int = 0):
         self.spec = types.SimpleNamespace(

@@ -1,10 +1,13 @@
 """What feature sets are made of: blocks of rows as records, and statistics that merge exactly."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
 from scipy.linalg.blas import dsyrk
+from threadpoolctl import ThreadpoolController
 
 from mmkd_jax.data import example
 from mmkd_jax.errors import InputError
@@ -12,7 +15,8 @@ from mmkd_jax.errors import InputError
 SCHEMA = 1
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 TOWERS = ("image", "text")
-PIECE = 2048  # vectors whose moments are taken at a time
+PIECE = 1024  # vectors whose moments are taken at a time
+_INFINITE = {np.dtype(ml_dtypes.bfloat16): 0x7F80, np.dtype("<f2"): 0x7C00, np.dtype("<f4"): 0x7F800000}  # its bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,11 +91,17 @@ class Block:
         if len(self.ids) != 32 * len(self.present):
             raise InputError(f"there are {len(self.ids) // 32} ids for {len(self.present)} rows")
         for tower in TOWERS:
-            values = getattr(self, tower).astype(np.float32)
-            if not np.isfinite(values).all():
+            largest = _magnitudes(getattr(self, tower)).max(axis=-1, initial=0)
+            if np.any(largest >= _INFINITE[self.image.dtype]):
                 raise InputError(f"{tower} features of a present row are NaN or infinite")
-            if not np.any(values, axis=-1).all():
+            if not largest.all():
                 raise InputError(f"{tower} features of a present row are all zeros")
+
+
+def _magnitudes(x: np.ndarray) -> np.ndarray:
+    """The bits of floating-point numbers without their sign, in the order of their absolute values."""
+    bits = 8 * x.dtype.itemsize
+    return x.view(f"<u{x.dtype.itemsize}") & ((1 << (bits - 1)) - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,27 +111,35 @@ class Moments:
     Attributes:
       count: how many.
       mean: float64 `[width]`, zeros without any.
-      scatter: float64 `[width, width]`, the sum of outer products of deviations from the mean.
+      lower: float64 `[width * (width + 1) / 2]`, the sum of outer products of deviations from the mean: the rows of its
+        lower triangle, one after the other.
     """
 
     count: int
     mean: np.ndarray
-    scatter: np.ndarray
+    lower: np.ndarray
 
     @classmethod
     def of(cls, x: np.ndarray) -> "Moments":
-        """Moments of the rows of `x`, `[n, width]`, worked through in pieces."""
-        found = cls(0, np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1])))
-        for start in range(0, len(x), PIECE):
-            found = found.merge(cls._of_piece(x[start : start + PIECE]))
-        return found
+        """Moments of the rows of `x`, `[n, width]`, worked through in pieces on one core.
 
-    @classmethod
-    def _of_piece(cls, x: np.ndarray) -> "Moments":
-        x = np.asarray(x, np.float64)
-        mean = x.mean(0)
-        half = dsyrk(1.0, np.asfortranarray((x - mean).T))  # the upper triangle alone, in half the time
-        return cls(len(x), mean, half + np.triu(half, 1).T)
+        Deviations are first taken from the mean of the first piece, so that all pieces add to one matrix in place.
+        """
+        count, width = x.shape
+        if not count:
+            return cls(0, np.zeros(width), np.zeros(width * (width + 1) // 2))
+        around = x[:PIECE].astype(np.float64).mean(0)
+        total, upper = np.zeros(width), np.zeros((width, width), order="F")
+        room = np.empty((min(PIECE, count), width))
+        with _libraries().limit(limits=1):  # more threads wait for each other, and their number changes the last bits
+            for start in range(0, count, PIECE):
+                values = x[start : start + PIECE]
+                piece = np.subtract(_wide(values), around, out=room[: len(values)])
+                total += piece.sum(0)
+                upper = dsyrk(1.0, piece.T, beta=1.0, c=upper, overwrite_c=True)
+        beyond = total / count
+        lower = np.concatenate([row[: i + 1] for i, row in enumerate(upper.T)])
+        return cls(count, around + beyond, lower - count * _outer(beyond))
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both together (Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm")."""
@@ -129,10 +147,42 @@ class Moments:
         if not self.count or not other.count:
             return self if self.count else other
         delta = other.mean - self.mean
-        scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
-        return Moments(count, self.mean + delta * (other.count / count), scatter)
+        lower = _outer(delta)
+        lower *= self.count * other.count / count
+        lower += self.lower
+        lower += other.lower
+        return Moments(count, self.mean + delta * (other.count / count), lower)
 
     @property
     def covariance(self) -> np.ndarray:
         """Population covariance, float64 `[width, width]`."""
-        return self.scatter / max(self.count, 1)
+        width = len(self.mean)
+        half = np.zeros((width, width))
+        for i in range(width):
+            half[i, : i + 1] = self.lower[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2]
+        return (half + np.tril(half, -1).T) / max(self.count, 1)
+
+    def arrays(self, tower: str) -> dict[str, np.ndarray]:
+        """The numbers under names that begin with `tower`."""
+        return {f"{tower}_{name}": np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, tower: str, arrays: Mapping[str, np.ndarray]) -> "Moments":
+        """Inverts `arrays`."""
+        return cls(int(arrays[f"{tower}_count"]), arrays[f"{tower}_mean"], arrays[f"{tower}_lower"])
+
+
+def _outer(x: np.ndarray) -> np.ndarray:
+    """Lower triangle of the product of a vector with itself, row after row."""
+    return np.concatenate([x[: i + 1] * value for i, value in enumerate(x)])
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    """Values for sums in float64: float32 will do where it holds them, as NumPy widens it on the way."""
+    return x if x.dtype == np.float64 else x.astype(np.float32)
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries whose threads can be limited; finding them takes milliseconds."""
+    return ThreadpoolController()

@@ -30,6 +30,7 @@ class FeatureWriter:
       views: views of each picture.
       policy: how views are cut.
       license, weights_hash, preprocess_hash: of the teacher, kept in the manifest.
+      backend: what computed the features, with its version; None where nobody knows.
       logit_scale: the teacher's exponentiated logit scale.
       rows: the rows that get features; by default all.
       space: `native` (the teacher's own) or `projected` (mapped to the student's width).
@@ -54,6 +55,7 @@ class FeatureWriter:
         license: str,
         weights_hash: str,
         preprocess_hash: str,
+        backend: str | None = None,
         logit_scale: float = 1.0,
         rows: RowIndex | None = None,
         space: str = "native",
@@ -90,6 +92,7 @@ class FeatureWriter:
             "license": license,
             "weights_hash": weights_hash,
             "preprocess_hash": preprocess_hash,
+            "backend": backend,
             "logit_scale": float(logit_scale),
         }
         self._claim()
@@ -140,11 +143,8 @@ class FeatureWriter:
             for tower in TOWERS
         }
         tfrecord.write(self.path / self._name(shard), [block.encode() for block in blocks])
-        arrays = {
-            f"{tower}_{field}": getattr(moments[tower], field) for tower in TOWERS for field in ("mean", "scatter")
-        }
-        counts = {f"{tower}_count": np.int64(moments[tower].count) for tower in TOWERS}
-        io.write_bytes(self._statistics_file(shard), npz_bytes(**arrays, **counts, present=np.int64(present.sum())))
+        arrays = {k: v for tower in TOWERS for k, v in moments[tower].arrays(tower).items()}
+        io.write_bytes(self._statistics_file(shard), npz_bytes(**arrays, present=np.int64(present.sum())))
 
     def finish(self) -> None:
         """Merges the statistics in the order of the shards and writes the manifest, last.
@@ -168,8 +168,7 @@ class FeatureWriter:
         for shard in range(len(self)):
             part = read_npz(self._statistics_file(shard), "statistics of a shard")
             for tower in TOWERS:
-                one = Moments(int(part[f"{tower}_count"]), part[f"{tower}_mean"], part[f"{tower}_scatter"])
-                merged[tower] = merged[tower].merge(one)
+                merged[tower] = merged[tower].merge(Moments.from_arrays(tower, part))
             file = self.path / self._name(shard)
             shards.append(
                 {
@@ -198,26 +197,21 @@ class FeatureWriter:
 
     def _make_block(self, first: int, present: np.ndarray, image: np.ndarray, text: Sequence[np.ndarray]) -> Block:
         chosen = [np.asarray(t) for t, here in zip(text, present, strict=True) if here]
-        values = np.concatenate([np.zeros((0, self.width), np.float32), *chosen])
-        rows = np.arange(first, first + len(present))
+        values = {
+            "image": image if present.all() else image[present],
+            "text": np.concatenate([np.zeros((0, self.width), np.float32), *chosen]),
+        }
         counts = np.zeros(len(present), np.int64)
         counts[present] = [len(t) for t in chosen]
         if self._norm == "unit":
-            for tower, x in (("image", image[present]), ("text", values)):
-                norms = np.linalg.norm(np.asarray(x, np.float64), axis=-1)
-                if np.any(np.abs(norms - 1) > _UNIT_TOLERANCE):
-                    worst = norms.flat[np.abs(norms - 1).argmax()]
-                    raise InputError(
-                        f"{tower} features of rows from {first} on have norm {worst:.4g}, not 1; normalise them or "
-                        "say norm='none'"
-                    )
+            for tower, x in values.items():
+                self._check_norms(tower, first, x)
         block = Block(
             first=first,
-            ids="".join(self.pairs.ids(rows)).encode(),
+            ids=self.pairs.id_bytes(first, first + len(present)),
             present=present,
             counts=counts,
-            image=np.ascontiguousarray(image[present]).astype(self._dtype),
-            text=values.astype(self._dtype),
+            **{tower: np.ascontiguousarray(x).astype(self._dtype) for tower, x in values.items()},
         )
         try:
             block.check(self.width, self.views)
@@ -225,13 +219,21 @@ class FeatureWriter:
             raise InputError(f"rows from {first} on: {error}; the teacher gives no usable features") from error
         return block
 
+    def _check_norms(self, tower: str, first: int, x: np.ndarray) -> None:
+        norms = np.sqrt(np.einsum("...i,...i->...", x, x))
+        wrong = ~(np.abs(norms - 1) <= _UNIT_TOLERANCE)  # NaN too
+        if wrong.any():
+            raise InputError(
+                f"{tower} features of rows from {first} on have norm {norms[wrong].flat[0]:.4g}, not 1; normalise "
+                "them or say norm='none'"
+            )
+
     def _check_texts(self, rows: range, present: np.ndarray, text: Sequence[np.ndarray]) -> None:
-        captions = self.pairs.table["captions"]
-        for row, here, values in zip(rows, present, text, strict=True):
-            if here and np.shape(values) != (captions[row], self.width):
+        counts = self.pairs.table["captions"][rows.start : rows.stop].tolist()
+        for row, here, count, values in zip(rows, present.tolist(), counts, text, strict=True):
+            if here and values.shape != (count, self.width):
                 raise InputError(
-                    f"row {row} has {captions[row]} captions, its text features are {np.shape(values)}, not "
-                    f"({captions[row]}, {self.width})"
+                    f"row {row} has {count} captions, its text features are {values.shape}, not ({count}, {self.width})"
                 )
 
     def _claim(self) -> None:

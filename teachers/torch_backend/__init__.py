@@ -16,6 +16,7 @@ from mmkd_jax.errors import InputError
 from teachers.base import Base
 from teachers.torch_backend.families import Towers
 from teachers.torch_backend.files import load
+from teachers.torch_backend.libraries import need
 
 __all__ = ["TorchTeacher", "Towers", "load"]
 
@@ -31,6 +32,11 @@ class TorchTeacher(Base):
 
     towers: Towers
     micro_batch: int = 64
+
+    @property
+    def backend(self) -> str:
+        """What runs the towers, with its version."""
+        return f"torch {need('torch').__version__}"
 
     @property
     def logit_scale(self) -> float:
