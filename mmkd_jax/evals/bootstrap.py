@@ -160,13 +160,13 @@ def macro_auc(labels, scores, weights: np.ndarray) -> np.ndarray:
     """Mean one-versus-rest AUC over the classes present in each resample, float64 `[resamples]`; NaN if only one is."""
     labels = np.asarray(labels)
     present = np.unique(labels)
-    pairs = [_auc_counts(labels == c, np.asarray(scores)[:, c], weights) for c in present]
+    pairs = [metrics.auc_counts(labels == c, np.asarray(scores)[:, c], weights) for c in present]
     return _mean_where(np.stack([won for won, _ in pairs], 1), np.stack([all_ for _, all_ in pairs], 1))
 
 
 def binary_auc(positive, scores, weights: np.ndarray) -> np.ndarray:
     """ROC AUC under each resample, ties counting half, float64 `[resamples]`; NaN where a class is missing."""
-    won, pairs = _auc_counts(np.asarray(positive, bool), np.asarray(scores), weights)
+    won, pairs = metrics.auc_counts(np.asarray(positive, bool), np.asarray(scores), weights)
     return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
 
 
@@ -180,7 +180,7 @@ def one_versus_one_auc(labels, scores, weights: np.ndarray) -> np.ndarray:
     for a in np.unique(labels):
         for b in np.unique(labels[labels != a]):
             rows = (labels == a) | (labels == b)
-            parts.append(_auc_counts(labels[rows] == a, scores[rows, a], weights[:, rows]))
+            parts.append(metrics.auc_counts(labels[rows] == a, scores[rows, a], weights[:, rows]))
     return _mean_where(np.stack([won for won, _ in parts], 1), np.stack([pairs for _, pairs in parts], 1))
 
 
@@ -242,15 +242,3 @@ def _mean_where(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     quotients = np.divide(numerators, denominators, out=np.zeros(numerators.shape), where=present)
     number = present.sum(axis=1)
     return np.divide(quotients.sum(axis=1), number, out=np.full(len(number), np.nan), where=number > 0)
-
-
-def _auc_counts(positive, scores, weights) -> tuple[np.ndarray, np.ndarray]:
-    """Twice the pairs of a positive and a negative row that are ranked right (ties half), and twice all such pairs."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    ordered = weights[:, order].astype(np.int64)
-    positives = np.add.reduceat(ordered * positive[order], starts, axis=1)
-    negatives = np.add.reduceat(ordered * ~positive[order], starts, axis=1)
-    below = np.cumsum(negatives, axis=1) - negatives
-    won = np.sum(positives * (2 * below + negatives), axis=1)
-    return won, 2 * positives.sum(axis=1) * negatives.sum(axis=1)

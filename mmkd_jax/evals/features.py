@@ -15,26 +15,34 @@ LAYERS = ("embedding", "pooled")
 
 
 class Table:
-    """Feature vectors by key: added in blocks, taken as one array."""
+    """Feature vectors by key, in one array, which at least doubles when it is full."""
 
     def __init__(self):
         self._places: dict = {}
-        self._blocks: list[np.ndarray] = []
+        self._data = np.zeros((0, 0), np.float32)
+        self._room = 0
 
     def __contains__(self, key) -> bool:
         return key in self._places
 
+    def expect(self, count: int) -> None:
+        """Says that so many vectors more may come."""
+        self._room = max(self._room, len(self._places) + count)
+
     def add(self, keys: Sequence, features: np.ndarray) -> None:
-        """Adds features `[n, width]` under `keys`."""
-        first = sum(map(len, self._blocks))
-        self._places.update(zip(keys, range(first, first + len(keys))))
-        self._blocks.append(features)
+        """Adds features `[n, width]` under `keys`, of which none is there."""
+        first, stop = len(self._places), len(self._places) + len(keys)
+        if stop > len(self._data):
+            grown = np.empty((max(stop, 2 * first, self._room), features.shape[1]), np.float32)
+            if first:
+                grown[:first] = self._data[:first]
+            self._data = grown
+        self._data[first:stop] = features
+        self._places.update(zip(keys, range(first, stop)))
 
     def take(self, keys: Sequence) -> np.ndarray:
         """Features of `keys` in their order, `[n, width]`; each must have been added."""
-        if len(self._blocks) > 1:
-            self._blocks = [np.concatenate(self._blocks)]
-        return self._blocks[0][np.fromiter(map(self._places.__getitem__, keys), np.int64, len(keys))]
+        return self._data[np.fromiter(map(self._places.__getitem__, keys), np.int64, len(keys))]
 
 
 class Features:
@@ -58,9 +66,11 @@ class Features:
         if layer not in LAYERS:
             raise InputError(f"feature layer {layer!r} is not one of {', '.join(LAYERS)}")
         projected = {} if layer == "embedding" else {"projected": False}
-        for part in _parts(np.unique(np.asarray(one, np.int64)).tolist() for one in rows):
+        known, groups = self._images[layer], [np.unique(np.asarray(one, np.int64)).tolist() for one in rows]
+        known.expect(sum(key not in known for group in groups for key in group))
+        for part in _parts(groups):
             self._add(
-                self._images[layer], layer, part, lambda images: self.encoder.encode_image(images, **projected),
+                known, layer, part, lambda images: self.encoder.encode_image(images, **projected),
                 self._decode, lambda part: caches.part_of_rows(self.pairs.hash, part),
             )  # fmt: skip
 
@@ -83,7 +93,7 @@ class Features:
 
     def _decode(self, row: int):
         pair = self.pairs.read(row)
-        self._captions[row] = list(pair.captions)
+        self._captions[row] = pair.captions
         try:
             return preprocess.decode(pair.image)
         except InputError as error:
@@ -97,11 +107,13 @@ class Features:
         name = hashed(part) if self._cache else ""
         stored = self._cache.read(layer, name, len(part)) if self._cache else None
         if stored is not None:
-            known.add(part, stored)
+            new = [place for place, key in enumerate(part) if key not in known]
+            known.add(missing, stored if len(new) == len(part) else stored[new])
             return
-        known.add(missing, self._computed(missing, encode, read))
+        features = self._computed(missing, encode, read)
+        known.add(missing, features)
         if self._cache:
-            self._cache.write(layer, name, known.take(part))
+            self._cache.write(layer, name, features if len(missing) == len(part) else known.take(part))
 
     def _computed(self, keys: list, encode: Callable, read: Callable) -> np.ndarray:
         index, count = jax.process_index(), jax.process_count()
