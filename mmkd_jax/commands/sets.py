@@ -58,7 +58,10 @@ def _show(args: argparse.Namespace) -> None:
     for field, value in fields.items():
         evidence = one.evidence.get(field, one.evidence.get("all", ""))
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        print(f"{field + ':':10} {text or '?'}" + (f"   [{evidence}]" if evidence and field in one.about else ""))
+        print(
+            f"{field + ':':10} {text or '?'}"
+            + (f"   [{evidence}]" if evidence and field not in ("name", "task", "split", "note") else "")
+        )
     if one.classes is None:
         return
     asked = prompts.default(one.classes.names, one.modality, name=one.name, own=one.prompts)

@@ -176,6 +176,8 @@ def _wording(class_names, profile: str, name: str, own: Mapping | None) -> tuple
         return None
     if own:
         return own, f"the prompts of {name}"
-    ours = of_sets().get(name)
-    named = {*ours.get("sentences", {}), *ours.get("synonyms", {})} if ours else set()
-    return (ours, f"set_prompts.json, {name}") if ours and (not named or named == set(class_names)) else None
+    ours = of_sets().get(name, {})
+    fits = set(ours.get("synonyms", {})) <= set(class_names) and set(ours.get("sentences", class_names)) == set(
+        class_names
+    )
+    return (ours, f"set_prompts.json, {name}") if ours and fits else None

@@ -14,7 +14,7 @@ from mmkd_jax.errors import InputError
 from mmkd_jax.evals.sets import SetRecord
 
 MAX_BAD = 0.05  # largest fraction of unusable pictures, as ingest has it by default
-SHOWN = 10  # lines of a kind of problem
+SHOWN = 5  # lines of a kind of problem
 
 
 @dataclasses.dataclass(frozen=True)

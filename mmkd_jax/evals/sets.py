@@ -115,6 +115,8 @@ def find(name: str, root: str = "") -> SetRecord:
     """
     if name.endswith(".json"):
         return read(io.read_json(name), name)
+    if root and not io.as_path(root).exists():
+        raise InputError(f"set {name}: {io.as_path(root)} does not exist; give the folder that holds it")
     own = io.as_path(root) / "set.json" if root else None
     record = read(io.read_json(own), str(own)) if own is not None and own.exists() else None
     if record is not None and record.name == name:
@@ -137,19 +139,21 @@ def open_set(record: SetRecord, root: str) -> Source:
     options = dict(record.layout)
     source, given = options.pop("source"), options.pop("input", "")
     inputs = [_below(folder, path, record.name) for path in ([given] if isinstance(given, str) else given)]
-    opened = open_source(source, [path for some in inputs for path in some], **options)
+    opened = open_source(source, inputs, **options)
     about = About(record.name, record.modality, record.license, _citation(record), record.classes, record.prompts)
     return dataclasses.replace(opened, about=dataclasses.replace(about, split=record.split))
 
 
-def _below(folder, path: str, name: str) -> list[str]:
-    """The input at `path` below `folder`: itself, or the files of a pattern (`*.npz`)."""
-    if not path or not folder.is_dir():  # a file that was given is the input itself
-        return [str(folder)]
+def _below(folder, path: str, name: str) -> str:
+    """The input at `path` below `folder`, which may have one `*` (`pathmnist*.npz`); or `folder` if that is a file."""
+    if not path or not folder.is_dir():
+        return str(folder)
     found = sorted(map(str, folder.glob(path))) if "*" in path else [str(folder / path)]
     if not found or not io.as_path(found[0]).exists():
-        raise InputError(f"set {name}: {folder} holds no {path}; its layout says so")
-    return found
+        raise InputError(f"set {name}: {folder} holds no {path}, which its layout says")
+    if len(found) > 1:
+        raise InputError(f"set {name}: {folder} holds {len(found)} of {path}; give one of them instead: {found[0]}")
+    return found[0]
 
 
 def _citation(record: SetRecord) -> str:
