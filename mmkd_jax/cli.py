@@ -25,6 +25,7 @@ from mmkd_jax.errors import EXIT_WRONG_INPUT, InputError, near
 VERBS = (
     "demo",
     "ingest",
+    "leakage",
     "teachers",
     "emit",
     "features",
