@@ -6,8 +6,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/launch/setup.sh" demo
 # glibc gives large buffers back to the system and takes them again at every step, which costs more than the mathematics
-# of a small model; it keeps them instead.
-export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-1} MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
+# of a small model; it keeps them instead. (In one arena the compiler's threads would wait for each other.)
+export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-2} MALLOC_MMAP_MAX_=${MALLOC_MMAP_MAX_:-0}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_:-20000000000} MALLOC_TOP_PAD_=${MALLOC_TOP_PAD_:-268435456}
 for argument in "$@"; do
   case $argument in --workdir | --workdir=* | -h | --help) exec "$root/.venv/bin/mmkd" demo "$@" ;; esac

@@ -71,8 +71,9 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
 fi
 rm -f "$stamp"
 say "installing mmkd-jax (JAX for $MMKD_JAX${extras:+; extras: $extras}); the first time takes some minutes"
+# Not compiled to bytecode: Python does that with the modules that are used, when they are.
 chosen=$(printf '%s' "$build${build:+${extras:+ }}$extras" | tr ' ' ',')
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check --constraint "$root/launch/constraints.txt" \
-  --editable "$root${chosen:+[$chosen]}" || fail "pip failed (see above); mend it and run this again, it goes on from there"
+"$venv/bin/python" -m pip install -qq --no-compile --disable-pip-version-check \
+  --constraint "$root/launch/constraints.txt" --editable "$root${chosen:+[$chosen]}" || fail "pip failed (see above); mend it and run this again, it goes on from there"
 printf '%s\n%s\n' "$key" "$extras" >"$stamp"
 say "ready: source $venv/bin/activate, then mmkd --help"

@@ -9,7 +9,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/launch/setup.sh" demo test
 cd "$root"
 python=$root/.venv/bin/python
-pip=("$python" -m pip install -qq --disable-pip-version-check --constraint launch/constraints.txt)
+pip=("$python" -m pip install -qq --no-compile --disable-pip-version-check --constraint launch/constraints.txt)
 say() { printf 'test: %s\n' "$*" >&2; }
 
 install_torch() {

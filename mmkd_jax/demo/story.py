@@ -174,4 +174,4 @@ def _seeds(count: int) -> str:
 def _compile_once(workdir: epath.Path) -> None:
     """Keeps compiled programs: all seeds and both settings share them, and so does a run that continues."""
     jax.config.update("jax_compilation_cache_dir", os.fspath(workdir / ".compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

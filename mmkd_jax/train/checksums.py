@@ -23,7 +23,7 @@ def checksums(tree: Any) -> dict[str, int]:
     exchange or change of several, changes the sum.
     """
     named = jax.tree_util.tree_flatten_with_path(tree)[0]
-    sums = jax.device_get(_sums([leaf for _, leaf in named]))
+    sums = jax.device_get([_sum(leaf) for _, leaf in named])
     return {path_of(path): int(value) for (path, _), value in zip(named, sums, strict=True)}
 
 
@@ -38,11 +38,7 @@ def path_of(path: tuple) -> str:
     return "/".join(str(name) for name in names)
 
 
-@jax.jit
-def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_sum(leaf) for leaf in leaves]
-
-
+@jax.jit  # leaf by leaf: many have one shape, which is compiled once
 def _sum(x: jax.Array) -> jax.Array:
     words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(x, _WORDS[x.dtype.itemsize])
     position = jnp.uint32(0)  # in row-major order
