@@ -53,13 +53,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.teacher = ("--config.model.image.patch=8",)
     config.stage2 = ()
     if args.fast:
-        config.steps = ConfigDict({"teacher": 24, "stage1": 24, "stage2": 24})
+        config.steps = ConfigDict({"teacher": 16, "stage1": 16, "stage2": 16})
         config.bootstrap = 200
         config.vocabulary = 1024
         config.both = (
             "--config.model.image.image_size=32",
             "--config.model.preprocess.size=32",
             "--config.model.text.vocab_size=1024",
-            "--config.batch=64",
+            "--config.batch=48",
         )
     return config
