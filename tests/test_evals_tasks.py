@@ -13,10 +13,9 @@ from scipy.sparse import csr_array
 
 from mmkd_jax import report
 from mmkd_jax.cli import main
-from mmkd_jax.commands import eval as command
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import base, bootstrap, linear_probe, metrics, prompts, ranking, results, summary, zeroshot
+from mmkd_jax.evals import asked, base, bootstrap, linear_probe, metrics, prompts, ranking, results, summary, zeroshot
 from mmkd_jax.evals.features import Features, unit
 from mmkd_jax.evals.teachers import TeacherEncoder
 from mmkd_jax.report.examples import examples
@@ -415,11 +414,11 @@ def test_sets_of_a_pairs_set(pairs):
     assert (colours.name, colours.class_names, colours.modality) == ("colours", tuple(CLASSES), "dermoscopy")
     assert len(colours.rows), len(colours.train_rows) == (45, 60)
     assert colours.split_hash == pairs.rows("colours.test").hash
-    assert [s.name for s in command.chosen([cases, colours], ["colours"])] == ["colours"]
+    assert [s.name for s in asked.chosen([cases, colours], ["colours"])] == ["colours"]
     with pytest.raises(InputError, match="did you mean 'colours'"):
-        command.chosen([cases, colours], ["colour"])
+        asked.chosen([cases, colours], ["colour"])
     with pytest.raises(InputError, match="no test rows"):
-        command.chosen([], None)
+        asked.chosen([], None)
 
 
 def test_run_computes_each_feature_once_in_fixed_batches(tmp_path):

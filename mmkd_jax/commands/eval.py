@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluates every model and prints one line a set and task."""
     from mmkd_jax import io
     from mmkd_jax.errors import InputError
-    from mmkd_jax.evals import base, results
+    from mmkd_jax.evals import asked, base, results
     from mmkd_jax.train import distributed
 
     models = _models(args)
@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> None:
     distributed.start()
     tasks = tuple(args.tasks or base.TASKS)
     pairs = _pairs(args)
-    sets = chosen(base.sets_of(pairs, args.prompts), args.sets)
-    _refuse_without_task(sets, bool(args.sets), tasks)
+    sets = asked.chosen(base.sets_of(pairs, args.prompts), args.sets)
+    asked.check(sets, tasks, named=bool(args.sets))
     out = io.make_workdir(args.out)
     if (out / "results.json").exists():
         results.load(out / "results.json")  # refused now rather than after the work
@@ -112,9 +112,7 @@ def _pairs(args: argparse.Namespace):
     if args.pairs:
         return PairsSet.open(args.pairs)
     if jax.process_count() > 1:
-        raise InputError(
-            "several processes need --pairs; make them of NAME=ROOT with: mmkd ingest NAME --input ROOT"
-        )
+        raise InputError("several processes need --pairs; make them of NAME=ROOT with: mmkd ingest NAME --input ROOT")
     return given.pairs_of(given.roots(args.set), io.as_path(args.out) / "sets")
 
 
@@ -161,34 +159,6 @@ def _sayings(encoder, sets: list, left: list, tasks: tuple[str, ...]) -> list[st
             if names:
                 said.append(f"stored features have no prompts, no {task} on {', '.join(names)}")
     return [f"{encoder.name}: {text}" for text in said]
-
-
-def _refuse_without_task(sets: list, named: bool, tasks: tuple[str, ...]) -> None:
-    """A set that was asked for and that no task is for must not be left out unsaid."""
-    from mmkd_jax.errors import InputError
-    from mmkd_jax.evals import base
-
-    modules = base.find(tasks)
-    idle = [one.name for one in sets if not any(module.applies(one) for module in modules.values())]
-    if idle and (named or len(idle) == len(sets)):
-        raise InputError(f"none of the tasks {', '.join(tasks)} applies to {', '.join(idle)}; name others with --tasks")
-
-
-def chosen(sets: list, names: list[str] | None) -> list:
-    """The sets of these names, or all.
-
-    Raises:
-      InputError: an unknown name, or nothing to evaluate on.
-    """
-    from mmkd_jax.errors import InputError, near
-
-    known = {one.name: one for one in sets}
-    for name in names or ():
-        if name not in known:
-            raise InputError(f"there is no evaluation set {name!r}; {near(name, known)}")
-    if not known:
-        raise InputError("the set of pairs has no test rows with classes and no val or test rows with captions")
-    return [known[name] for name in dict.fromkeys(names)] if names else sets
 
 
 def _models(args: argparse.Namespace):

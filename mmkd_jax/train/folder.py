@@ -22,7 +22,7 @@ CONFIG, PROVENANCE = "config.json", "provenance.json"
 # the record's `data`. (How far a roll-back goes depends on `save_every`.)
 FREE = (
     r"^config\.((name|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|accumulate|loss\.form"
-    r"|data\.(pairs|threads)|features|routing)$|(mesh|sharding)(\.|$))"
+    r"|data\.(pairs|threads)|features|routing)$|(mesh|sharding|evaluation)(\.|$))"
 )
 # What may differ where `config.data.other_set` says that a run goes on with other data.
 DATA_FIELDS = r"^(data|config\.(data|features|teachers|routing))(\.|$)"

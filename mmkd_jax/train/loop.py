@@ -13,6 +13,7 @@ from mmkd_jax.models import constraints
 from mmkd_jax.train import (
     checkpoint,
     distributed,
+    evaluation,
     folder,
     metrics,
     optim,
@@ -69,6 +70,7 @@ def _train(
 ) -> stability.Spike | None:
     """Trains to the end, or up to a spike that asks for a roll-back, which it returns."""
     transform = stability.guard(optim.optimizer(config.optimizer, job.steps, job.task.lr_scale), config.spikes)
+    judge = evaluation.Evaluation(config, job)
     state = first_state(config, mesh, job, transform, saver)
     folder.claim(workdir, folder.record(config, job))
     placement.report(state.params, mesh, workdir)
@@ -93,13 +95,16 @@ def _train(
             watched.append((step, reports))
             watchdog.alive(f"step {step}")
             leave = notice.reached(step) and step != job.steps
-            logged = step % config.log_every == 0
+            logged = step % config.log_every == 0 or judge.due(step)
             save = saver.due(step) or step == job.steps or leave
             if save or logged:
                 scalars, spike = stability.watch(watched, paths, config.spikes, progress.say)
                 if spike:
                     return spike
                 progress.update(step, scalars["loss"])
+                if judge.due(step):
+                    scalars |= judge.measure(state.params, watchdog.alive)
+                    progress.leave_out(scalars[evaluation.SECONDS])
                 if logged or step == job.steps:
                     log.write(step, {**scalars, "pairs_per_second": progress.rate(step)})
                 watched.clear()

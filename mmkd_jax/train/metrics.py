@@ -87,8 +87,12 @@ class Progress:
             self._bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
 
     def rate(self, step: int) -> float:
-        """Pairs a second since the start."""
+        """Pairs a second since the start, but for what was left out."""
         return (step - self._start) * self._batch / max(time.monotonic() - self._begin, 1e-9)
+
+    def leave_out(self, seconds: float) -> None:
+        """Counts time that just passed not as training's."""
+        self._begin += seconds
 
     def update(self, step: int, loss: float) -> None:
         """Shows that `step` steps are done; a plain line at most every ten seconds."""
