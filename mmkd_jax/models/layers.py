@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from mmkd_jax.errors import InputError, near
-from mmkd_jax.models import constraints
+from mmkd_jax.models import constraints, draws
 from mmkd_jax.specs import ImageTower, TextTower
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -103,7 +103,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     if key is None or rate == 0.0:
         return x
     # 16 random bits an entry decide as well as 32 (the rate is off by at most 2^-17) and cost half as much.
-    kept = jax.random.bits(key, x.shape, jnp.uint16) >= np.uint16(round(rate * 65536))
+    kept = draws.bits(key, x.shape, jnp.uint16) >= np.uint16(round(rate * 65536))
     return jnp.where(kept, x / (1.0 - rate), 0).astype(x.dtype)
 
 

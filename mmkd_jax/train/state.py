@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from mmkd_jax.tasks.base import Batch, Task
-from mmkd_jax.train import stability
+from mmkd_jax.train import accumulate, stability
 
 
 @flax.struct.dataclass
@@ -46,13 +46,8 @@ def make_step(
 
     def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_fn(params):
-            features = task.encode(params, state.extra, batch, key, state.step)
-            loss, reports, extra = task.objective(params, features, batch, state.step)
-            return loss, (reports, extra)
-
-        (loss, (reports, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        found = accumulate.value_and_grad(task, state.params, state.extra, batch, key, state.step)
+        (loss, (reports, extra)), grads = found
         updates, opt_state = transform.update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **reports}
