@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mmkd_jax.data.pairs import Pair, PairsSet, PairsWriter, pair_id
 from mmkd_jax.data.rows import RowIndex
 
 KINDS = ("file", "pixels", "half size", "jpeg", "brighter", "crop", "one-sided crop")
+LONG = (("lc25000_lung", 0), ("nih_cxr", 0), ("odir_fundus", 3))
 PLAIN = 2  # pictures of one tone on either side: no copies of each other
 
 
@@ -122,6 +124,36 @@ def test_strict_settings_lose_copies(planted, options):
     sides = [leakage.prints([leakage.Part.open(f"{planted}/{one}")]) for one in ("train", "test")]
     found = set(leakage.find(*sides, **options)["near"].evaluation.tolist())
     assert {0, 1} <= found < set(range(len(KINDS))) == set(leakage.find(*sides)["near"].evaluation.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "errors"),
+    [("ham10000", 0), *(pytest.param(*one, marks=pytest.mark.full) for one in LONG)],
+)
+def test_real_pictures_of_one_kind(mmkd_data, tmp_path, name, errors):
+    """Among real pictures of one organ, copies of every kind are found, and (next to) no other picture is.
+
+    Eyes with cataract look alike: blurred discs. They are the errors that remain.
+    """
+    pictures = []
+    with tarfile.open(mmkd_data / name / f"{name}.tar") as tar:
+        for member in tar:
+            if member.name.endswith(".jpg") and len(pictures) < 300:
+                pictures.append(Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB"))
+    for side, start in (("train", 0), ("test", 150)):
+        with PairsWriter(tmp_path / side) as writer:
+            for k in range(start, start + 150):
+                add(writer, f"{k}", encoded(pictures[k], "jpeg", quality=90))
+            for k in range(3 * len(KINDS) if side == "test" else 0):
+                add(writer, f"copy {k}", copy_of(KINDS[k % len(KINDS)], pictures[k]))
+            writer.finish()
+    sides = [leakage.prints([leakage.Part.open(str(tmp_path / side))]) for side in ("train", "test")]
+    near = leakage.find(*sides)["near"]
+    copies = near.evaluation >= 150
+    assert set(zip(near.train[copies].tolist(), near.evaluation[copies].tolist())) >= {
+        (k, 150 + k) for k in range(3 * len(KINDS))
+    }
+    assert len(set(near.evaluation[~copies].tolist())) <= errors
 
 
 def test_the_citation_of_a_whole_set_is_not_an_origin(tmp_path):

@@ -21,7 +21,7 @@ from mmkd_jax.errors import InputError
 
 REASONS = ("id", "bytes", "pixels", "near", "article", "group")
 KEYS = tuple(reason for reason in REASONS if reason != "near")
-CITED = 100  # rows of one side from which on an article is taken for the citation of a whole set, not for an origin
+CITED = 30  # pictures of one side from which on an article is taken for the citation of a whole set, not for an origin
 _READERS = 8
 _CHUNK = 1024  # pictures handed to the readers at a time
 

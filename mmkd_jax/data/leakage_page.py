@@ -83,7 +83,10 @@ def _card(sides, found, match: Matches, k: int, reason: str) -> Markup:
         image = element("img", src=picture, alt=f"row {row} of {part.label}")
         halves.append(element("figure", image, element("figcaption", element("small", f"{part.label}, row {row}"))))
     score = f"similarity {match.score[k]:.3f}" if reason == "near" else None
-    body = [element("p", score, class_="rank") if score else None, element("div", halves, class_="multiples")]
+    body = [
+        element("p", score, class_="rank") if score else None,
+        element("div", halves, style="display:flex;gap:14px"),
+    ]
     return element("div", body, class_="card")
 
 
