@@ -104,10 +104,11 @@ def _add_records(source: Source, make: _Maker, rows, exclude, split) -> tuple[li
         if isinstance(pair, Skipped):
             bad.append(pair)
             continue
-        added.append((pair.source, record.split, make.writer.add(pair, targets), pair.group or pair.id, pair.label_id))
+        shown = [pair.label_id] if pair.label_id >= 0 else [n for n, target in enumerate(targets) if target == 1]
+        added.append((pair.source, record.split, make.writer.add(pair, targets), pair.group or pair.id, shown))
     if split:
-        groups, labels = [a[3] for a in added], [a[4] for a in added]
-        made = splits.by_group(added[0][0] if added else "", groups, labels, split)
+        *_, groups, shown = zip(*added) if added else [()] * 5
+        made = splits.by_group(added[0][0] if added else "", groups, shown, split)
         added = [(name, own, *rest) for (name, _, *rest), own in zip(added, made)]
     for name, of, row, *_ in added:
         for index in _indices(name, of):
@@ -149,7 +150,6 @@ def _pair(record: SourceRecord, make: _Maker, targets: tuple[int, ...]) -> Pair 
     except InputError as error:
         return Skipped(record.key, re.sub(r" <[^>]*>", "", str(error)))  # without addresses of objects
     there = [name for name, target in zip(make.classes[record.source].names, targets) if target == 1] if targets else []
-    group = hashlib.sha256(f"{record.source}\0{record.group}".encode()).hexdigest()[:16] if record.group else ""
     return Pair(
         id=id,
         image=data,
@@ -157,13 +157,18 @@ def _pair(record: SourceRecord, make: _Maker, targets: tuple[int, ...]) -> Pair 
         modality=record.modality,
         label=record.label,
         label_id=record.label_id,
-        group=group,
+        group=group_id(record),
         source=record.source,
         license=record.license,
         article=record.article,
         extra=record.extra | ({"findings": there} if targets else {}),
         media={"kind": "image", "codec": codec, "width": width, "height": height},
     )
+
+
+def group_id(record: SourceRecord) -> str:
+    """Hash of what must not be divided, "" without: the words themselves may tell who a patient is."""
+    return hashlib.sha256(f"{record.source}\0{record.group}".encode()).hexdigest()[:16] if record.group else ""
 
 
 def _stored(image: bytes, max_side: int | None) -> tuple[bytes, str]:

@@ -34,24 +34,27 @@ def check(fractions: Mapping[str, float], where: str = "split") -> dict[str, flo
     return dict(fractions)
 
 
-def by_group(source: str, groups: Sequence[str], labels: Sequence[int], fractions: Mapping[str, float]) -> list[str]:
+def by_group(
+    source: str, groups: Sequence[str], shown: Sequence[Sequence[int]], fractions: Mapping[str, float]
+) -> list[str]:
     """A split for each row; what shares a group shares its split, whatever comes in which order.
 
-    Groups are dealt out class by class (a group has its most common class), each class in the order of a hash of
-    source and group. A class with as many groups as there are splits is in all of them.
+    Groups are dealt out class by class, each by the rarest that it shows, in the order of a hash of source and group.
+    A class that goes by more groups than there are fractions is in every split.
 
     Args:
       source: name of the set.
       groups: of each row; a row without one needs a group of its own.
-      labels: class of each row, -1 without.
+      shown: classes of each row: one, none, or several.
       fractions: of the groups by split; the rest is `train`.
     """
-    members: dict[str, Counter[int]] = defaultdict(Counter)
-    for group, label in zip(groups, labels, strict=True):
-        members[group][label] += 1
+    members: dict[str, set[int]] = defaultdict(set)
+    for group, classes in zip(groups, shown, strict=True):
+        members[group].update(classes)
+    counts = Counter(number for classes in members.values() for number in classes)
     by_class: dict[int, list[str]] = defaultdict(list)
-    for group, counts in members.items():
-        by_class[min(counts, key=lambda label: (-counts[label], label))].append(group)
+    for group, classes in members.items():
+        by_class[min(classes, key=lambda number: (counts[number], number), default=-1)].append(group)
     chosen = {}
     for of_class in by_class.values():
         of_class.sort(key=lambda group: hashlib.sha256(f"{source}\0{group}".encode()).digest())

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from mmkd_jax import preprocess
 from mmkd_jax.data import splits
-from mmkd_jax.data.ingest import settled
+from mmkd_jax.data.ingest import group_id, settled
 from mmkd_jax.data.labels import Classes
+from mmkd_jax.data.pairs import pair_id
 from mmkd_jax.data.sources import Skipped, Source, SourceRecord
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals.sets import SetRecord
@@ -19,11 +20,19 @@ SHOWN = 5  # lines of a kind of problem
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A usable picture: `what` are the numbers of its classes, `pixels` a hash of them, `size` width and height, px."""
+    """A usable picture.
+
+    Attributes:
+      key, split, group: as its source says; `unit`: what made splits go by, as in ingest.
+      what: numbers of its classes.
+      captions: how many.
+      pixels: hash of them; size: width and height, px.
+    """
 
     key: str
     split: str
     group: str
+    unit: str
     what: tuple[int, ...]
     captions: int
     pixels: bytes
@@ -112,9 +121,8 @@ def _read(record: SetRecord, source: Source) -> Checked:
         else:
             found.unusable.append(f"{case.key}: {case.reason}")
     if record.split and found.cases:
-        labels = [case.what[0] if case.what and record.task == "classification" else -1 for case in found.cases]
-        groups = [case.group or case.key for case in found.cases]
-        made = splits.by_group(record.name, groups, labels, record.split)
+        groups = [case.unit for case in found.cases]
+        made = splits.by_group(record.name, groups, [case.what for case in found.cases], record.split)
         found.cases = [dataclasses.replace(case, split=split) for case, split in zip(found.cases, made)]
     return found
 
@@ -136,7 +144,8 @@ def _case(one: SourceRecord | Skipped, classes: Classes | None, keys: set[str]) 
     there = tuple(number for number, target in enumerate(targets) if target == 1)
     what = there if targets else (settled_one.label_id,) if settled_one.label_id >= 0 else ()
     pixels = hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).digest()
-    return Case(one.key, one.split, one.group, what, len(one.captions), pixels, picture.size)
+    unit = group_id(one) or pair_id(one.source, one.key)
+    return Case(one.key, one.split, one.group, unit, what, len(one.captions), pixels, picture.size)
 
 
 def _judge_splits(record: SetRecord, found: Checked) -> None:
