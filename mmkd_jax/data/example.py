@@ -8,7 +8,7 @@ numbers as int64 or float lists. Going to the message directly takes some 25 us 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 Value = bytes | str | int | Sequence[bytes] | Sequence[str] | np.ndarray
 
@@ -40,10 +40,59 @@ def decode(data: bytes) -> dict[str, Sequence]:
     Raises:
       ValueError: the bytes are no `tf.train.Example`.
     """
-    try:
-        example = tf_example_pb2.Example.FromString(data)
-    except Exception as error:  # protobuf's DecodeError is not where it was from version to version
-        raise ValueError(f"not a tf.train.Example: {error}") from error
+    example = _parsed(tf_example_pb2.Example, data)
     return {
         name: getattr(f, f.WhichOneof("kind") or "bytes_list").value for name, f in example.features.feature.items()
     }
+
+
+def views(data: bytes | memoryview) -> dict[str, Sequence]:
+    """As `decode`, with single bytes values as memoryviews into `data`: a message of a megabyte is not copied.
+
+    The layout is that of protocol buffers: every field is a tag of one byte, a length and so many bytes.
+
+    Raises:
+      ValueError, IndexError: the bytes are no `tf.train.Example`.
+    """
+    found: dict[str, Sequence] = {}
+    for _, features in _fields(memoryview(data)):
+        for _, entry in _fields(features):
+            parts = dict(_fields(entry))
+            ((kind, values),) = _fields(parts[_VALUE]) or [(_BYTES, b"")]
+            if kind == _BYTES:
+                found[str(parts[_KEY], "utf-8")] = [value for _, value in _fields(values)]
+            else:
+                feature = _parsed(tf_feature_pb2.Feature, bytes(parts[_VALUE]))
+                found[str(parts[_KEY], "utf-8")] = getattr(feature, feature.WhichOneof("kind")).value
+    return found
+
+
+_KEY = _BYTES = 0x0A  # tags of the first and second field that have a length
+_VALUE = 0x12
+
+
+def _fields(data: memoryview) -> list[tuple[int, memoryview]]:
+    """Tag and content of the fields of a message, all of which have a length."""
+    found, at = [], 0
+    while at < len(data):
+        tag, size, shift, at = data[at], 0, 0, at + 1
+        if tag & 7 != 2:
+            raise ValueError(f"not a tf.train.Example: tag {tag}")
+        while True:
+            byte = data[at]
+            size |= (byte & 127) << shift
+            shift, at = shift + 7, at + 1
+            if byte < 128:
+                break
+        if at + size > len(data):
+            raise ValueError("not a tf.train.Example: a field reaches beyond its message")
+        found.append((tag, data[at : at + size]))
+        at += size
+    return found
+
+
+def _parsed(kind: type, data: bytes):
+    try:
+        return kind.FromString(data)
+    except Exception as error:  # protobuf's DecodeError is not where it was from version to version
+        raise ValueError(f"not a tf.train.Example: {error}") from error

@@ -59,21 +59,21 @@ class Block:
         )
 
     @classmethod
-    def decode(cls, data: bytes, dtype: np.dtype) -> "Block":
-        """The block of a record.
+    def decode(cls, data: bytes | memoryview, dtype: np.dtype) -> "Block":
+        """The block of a record, whose features are read where they lie.
 
         Raises:
           ValueError, KeyError, IndexError: the bytes are no block of that type.
         """
-        f = example.decode(data)
+        f = example.views(data)
         shape = tuple(f["shape"])
         return cls(
             first=f["first"][0],
-            ids=f["ids"][0],
+            ids=bytes(f["ids"][0]),
             present=np.frombuffer(f["present"][0], np.uint8).astype(bool),
             counts=np.asarray(f["counts"], np.int64),
-            image=np.frombuffer(f["image"][0], dtype).reshape(shape),
-            text=np.frombuffer(f["text"][0], dtype).reshape(-1, shape[-1]),
+            image=_aligned(f["image"][0], dtype).reshape(shape),
+            text=_aligned(f["text"][0], dtype).reshape(-1, shape[-1]),
         )
 
     def check(self, width: int, views: int) -> None:
@@ -91,17 +91,28 @@ class Block:
         if len(self.ids) != 32 * len(self.present):
             raise InputError(f"there are {len(self.ids) // 32} ids for {len(self.present)} rows")
         for tower in TOWERS:
-            largest = _magnitudes(getattr(self, tower)).max(axis=-1, initial=0)
-            if np.any(largest >= _INFINITE[self.image.dtype]):
+            x = getattr(self, tower)
+            if _any_infinite(x):
                 raise InputError(f"{tower} features of a present row are NaN or infinite")
-            if not largest.all():
+            if not x[x[..., 0] == 0].any(axis=-1).all():  # a row of zeros begins with one
                 raise InputError(f"{tower} features of a present row are all zeros")
 
 
-def _magnitudes(x: np.ndarray) -> np.ndarray:
-    """The bits of floating-point numbers without their sign, in the order of their absolute values."""
-    bits = 8 * x.dtype.itemsize
-    return x.view(f"<u{x.dtype.itemsize}") & ((1 << (bits - 1)) - 1)
+def _aligned(data: memoryview, dtype: np.dtype) -> np.ndarray:
+    values = np.frombuffer(data, dtype)
+    return values if values.flags.aligned else values.copy()
+
+
+def _any_infinite(x: np.ndarray) -> bool:
+    """Whether some number is infinite or NaN; no copy is made, as every block that is read is looked at.
+
+    Without their sign, the bits of those are the largest. With it they are the largest unsigned integers, and without
+    it the largest signed ones.
+    """
+    size = x.dtype.itemsize
+    least = _INFINITE[x.dtype]
+    positive, negative = (x.view(f"<{kind}{size}").max(initial=0) for kind in "iu")
+    return bool(positive >= least or negative >= least | 1 << 8 * size - 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

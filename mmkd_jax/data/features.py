@@ -45,7 +45,7 @@ class FeatureSet:
         self._dtype = DTYPES[manifest["dtype"]]
         self._edges = np.asarray(manifest["edges"], np.int64)
         self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
-        self._cache: OrderedDict[int, tuple[Block, np.ndarray, np.ndarray]] = OrderedDict()
+        self._cache: OrderedDict[int, tuple[Block, np.ndarray]] = OrderedDict()
         self._room, self._lock = cache_bytes, threading.Lock()
 
     @classmethod
@@ -149,29 +149,39 @@ class FeatureSet:
             raise InputError(f"{self.path} has {count} rows; rows {rows.min()} to {rows.max()} were asked for")
         if views.size and not (views.min() >= 0 and views.max() < self.views):
             raise InputError(f"{self.path} has {self.views} views; view {views.max()} was asked for")
-        towers = TOWERS if captions is not None else ("image",)
         asked = None if captions is None else np.asarray(captions, np.int64)
-        result = {tower: np.zeros((len(rows), self.width), np.float32) for tower in towers}
-        present = np.zeros(len(rows), bool)
-        numbers = rows // self.manifest["block"]
-        order = np.argsort(numbers, kind="stable")
-        bounds = [*np.flatnonzero(np.diff(numbers[order], prepend=-1)).tolist(), len(order)]
-        for start, stop in itertools.pairwise(bounds):
-            at = order[start:stop]
-            block, image_places, text_places = self._block(int(numbers[at[0]]))
-            inside = rows[at] - block.first
-            here = block.present[inside]
-            if not here.all():
-                at, inside = at[here], inside[here]
-            present[at] = True
-            result["image"][at] = block.image[image_places[inside], views[at]].astype(np.float32)
-            if asked is None:
-                continue
-            of_row = asked[at]
-            if np.any((of_row < 0) | (of_row >= block.counts[inside])):
-                raise InputError(f"{self.path}: a caption was asked for that a row from {block.first} on does not have")
-            result["text"][at] = block.text[text_places[inside] + of_row].astype(np.float32)
+        block = self.manifest["block"]
+        order = np.argsort(rows // block, kind="stable")  # what is of one block, in one go
+        inside = (rows % block)[order]
+        numbers = (rows // block)[order]
+        bounds = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(order)]
+        entries = [(*self._block(int(numbers[a])), a, b) for a, b in itertools.pairwise(bounds)]
+        places = np.empty((len(order), 3), np.int64)
+        for _, of_rows, a, b in entries:
+            of_rows.take(inside[a:b], 0, places[a:b], "clip")
+        present, wanted = places[:, 0] >= 0, {"image": places[:, 0] * self.views + views[order]}
+        if asked is not None:
+            wanted["text"] = places[:, 1] + asked[order]
+            if np.any(present & ((asked[order] < 0) | (asked[order] >= places[:, 2]))):
+                raise InputError(f"{self.path}: a caption was asked for that a row does not have")
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        found = {tower: self._gather(tower, entries, chosen).take(back, 0) for tower, chosen in wanted.items()}
+        result = {tower: x.view(self._dtype).astype(np.float32) for tower, x in found.items()}
+        present = present[back]
+        if not present.all():
+            for x in result.values():
+                x[~present] = 0
         return {**result, "present": present}
+
+    def _gather(self, tower: str, entries: list, chosen: np.ndarray) -> np.ndarray:
+        """Vectors of some places of blocks as bytes `[n, bytes]`; anything at places that do not exist."""
+        found = np.empty((len(chosen), self.width * self._dtype.itemsize), np.uint8)
+        for block, _, start, stop in entries:
+            if len(vectors := getattr(block, tower)):
+                raw = vectors.reshape(-1, self.width).view(np.uint8)
+                raw.take(chosen[start:stop], 0, found[start:stop], "clip")
+        return found
 
     def verify(self) -> None:
         """Reads everything: SHA-256, checksums, ids, sizes, values, and the statistics made again.
@@ -205,14 +215,15 @@ class FeatureSet:
             ):
                 raise InputError(f"{self.path}: the {tower} statistics are not those of the features; emit again")
 
-    def _block(self, number: int) -> tuple[Block, np.ndarray, np.ndarray]:
-        """A block with, for each row, the place of its picture and of its first caption."""
+    def _block(self, number: int) -> tuple[Block, np.ndarray]:
+        """A block and, int64 `[rows, 3]`, for each row: place of its picture or -1, of its first caption, captions."""
         with self._lock:
             if number in self._cache:
                 self._cache.move_to_end(number)
                 return self._cache[number]
         block = self._read_block(number)
-        entry = (block, np.cumsum(block.present) - 1, np.cumsum(block.counts) - block.counts)
+        pictures = np.where(block.present, np.cumsum(block.present) - 1, -1)
+        entry = block, np.stack([pictures, np.cumsum(block.counts) - block.counts, block.counts], axis=1)
         with self._lock:
             if number not in self._cache:
                 self._room -= block.size
@@ -227,7 +238,7 @@ class FeatureSet:
         record = number - int(self._edges[shard]) // self.manifest["block"]
         reader = self._shard(shard)
         try:
-            block = Block.decode(reader.read(record), self._dtype)
+            block = Block.decode(reader.view(record), self._dtype)
             block.check(self.width, self.views)
         except InputError as error:
             message = str(error)

@@ -25,7 +25,7 @@ _INDEX_MAGIC = b"TFRIDX01"
 OVERHEAD = _HEAD.size + _FOOT.size  # bytes of framing a record
 
 
-def masked_crc(data: bytes) -> int:
+def masked_crc(data: bytes | np.ndarray) -> int:
     """TensorFlow's masked CRC32C of `data`, as an unsigned 32-bit integer."""
     crc = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
@@ -105,6 +105,10 @@ class RecordReader:
         Raises:
           InputError: its checksum is wrong.
         """
+        return bytes(self.view(record))
+
+    def view(self, record: int) -> memoryview:
+        """As `read`, without a copy."""
         if not 0 <= record < len(self):
             raise IndexError(f"record {record} of {len(self)} in {self.path}")
         start, stop = int(self._offsets[record]), int(self._offsets[record + 1])
@@ -114,10 +118,10 @@ class RecordReader:
         length = self._length(raw, record)
         if length != stop - start - OVERHEAD or len(raw) != stop - start:
             raise self._damaged(record, "has another length than the index says")
-        data = raw[_HEAD.size : _HEAD.size + length]
+        data = np.frombuffer(raw, np.uint8, length, _HEAD.size)  # the checksum takes no memoryview
         if _FOOT.unpack_from(raw, _HEAD.size + length)[0] != masked_crc(data):
             raise self._damaged(record, "fails its checksum")
-        return data
+        return memoryview(data)
 
     def close(self) -> None:
         """Closes the file; reading is over."""
