@@ -333,6 +333,20 @@ def test_a_disk_that_stays_full_ends_the_run_and_leaves_the_last_good_checkpoint
     assert same(again.restore(2, like(big(0)))[0], big(2))
 
 
+@pytest.mark.parametrize("moment", ["save", "wait_until_finished"])
+def test_a_process_that_is_gone_is_not_told_as_a_full_disk(tmp_path, monkeypatch, moment):
+    saver = checkpoint.Checkpoints(tmp_path)
+
+    def connection_closed(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saver._manager, moment, connection_closed)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
+            save(saver, 1)
+            saver._settle()
+
+
 def test_a_state_whose_memory_was_taken_is_not_written_again(tmp_path, full_disk):
     saver = checkpoint.Checkpoints(tmp_path)
     values = big(1)

@@ -171,6 +171,8 @@ class Checkpoints:
             self._pending, self._failures = None, 0
 
     def _failed(self, error: Exception) -> None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            raise error  # of the devices, or of a process that is gone: nothing is wrong with the storage
         self._failures += 1
         step, good = self._pending[0], self.latest()
         message = f"checkpoint {step} of {self._folder.parent} could not be written ({one_line(error)})"
