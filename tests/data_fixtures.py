@@ -75,7 +75,7 @@ def feature_values(pairs: PairsSet, width: int, views: int, seed: int = 0) -> tu
 def feature_writer(path: pathlib.Path, pairs: PairsSet, **changes) -> FeatureWriter:
     """A writer of features 6 wide, two views, blocks of 8 rows, three shards."""
     arguments = {"teacher": "t", "width": 6, "views": 2, "policy": POLICY, "block": 8, "shards": 3}
-    made_of = {"license": "CC0", "weights_hash": "w", "preprocess_hash": "p"}
+    made_of = {"license": "CC0", "weights_hash": "w", "preprocess_hash": "p", "backend": "torch 9.9"}
     return FeatureWriter(path, pairs, **{**arguments, **made_of, **changes})
 
 

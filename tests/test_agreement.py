@@ -1,6 +1,7 @@
 """What stored features look like, against plain loops, and on the features published with MMKD-CLIP."""
 
 import json
+import re
 
 import data_fixtures as toy
 import numpy as np
@@ -10,6 +11,8 @@ from mmkd_jax import cli
 from mmkd_jax.data import agreement, ingest, released
 from mmkd_jax.data.features import FeatureSet
 from mmkd_jax.data.sources import open_source
+from mmkd_jax.report import feature_plots
+from mmkd_jax.report import features as report
 
 ROWS = 24
 
@@ -105,18 +108,61 @@ def test_command_prints_a_table_and_writes_a_page(world, tmp_path, capsys):
     assert cli.main([*command, "--out", str(tmp_path / "stats"), "--sample", "20"]) == 0
     printed = capsys.readouterr().out.splitlines()
     record = agreement.measure(pairs, features, sample=20)
-    assert printed[0].split()[:3] == ["set", "pairs", "width"]
+    assert printed[0].split()[:4] == ["set", "teacher", "pairs", "width"]
+    assert printed[0].split()[-2:] == ["licence", "hash"]
     assert [line.split()[0] for line in printed[1:4]] == ["a", "b", "c"]
+    assert [line.split()[-1] for line in printed[1:4]] == [one.hash[:12] for one in features.values()]
+    assert printed[6].split() == ["set", *record["modalities"]]
+    ct = record["sets"]["a"]["by_modality"]["ct"]
+    assert f"{ct['matched']:.3f} / {ct['r_at_1']:.3f} ({ct['rows']})" in printed[7]
     assert json.loads((tmp_path / "stats" / "stats.json").read_text()) == record
     page = (tmp_path / "stats" / "stats.html").read_text()
     assert "http" not in page
     for name in (*features, *record["modalities"], "Where each is strong", "How far they agree", "CC0"):
         assert f">{name}<" in page, name
     assert f"{record['pairs'][0]['agreement']:.2f}".replace("-", "−") in page
+    check_plots(page, record)
     assert cli.main(["features", "stats", root]) == 2
     assert "--pairs" in capsys.readouterr().err
     assert cli.main([*command, "--sample", "1"]) == 2
     assert "give at least 2" in capsys.readouterr().err
+
+
+def check_plots(page, record):
+    """Marks of every teacher and modality, and a square of shades for each modality; without numbers, none."""
+    names, modalities = list(record["sets"]), record["modalities"]
+    for value in ("r_at_1", "matched"):
+        plot = feature_plots.dots(record, value, "a title", 1000)
+        for name in names:
+            for modality in modalities:
+                number = record["sets"][name]["by_modality"][modality][value]
+                assert f"<title>{name}, {modality}: {number:.3f}</title>" in plot
+                assert f"{name}, {modality}: {number:.3f}" in page
+        if value == "r_at_1":  # from 0 at pixel 200 to 1 at pixel 970; the first teacher's marks are circles
+            shares = [record["sets"]["a"]["by_modality"][m][value] for m in modalities]
+            places = [float(x) for x in re.findall(r'<circle cx="([-0-9.]+)"', plot)]
+            np.testing.assert_allclose(places[1:], [200 + 770 * share for share in shares], atol=0.006)
+    for modality in (None, *modalities):
+        drawn = feature_plots.grid(record, modality)
+        assert drawn in page
+        assert drawn.count("<rect") == len(names) ** 2
+    first = record["pairs"][0]
+    number = first["by_modality"]["ct"]
+    assert f"<title>a and b: {number:.3f}</title>" in feature_plots.grid(record, "ct")
+    assert f"<title>a and b: {number:.3f}</title>" not in feature_plots.grid(record, None)
+    alone = {**record, "pairs": []}
+    assert feature_plots.grid(alone, "ct") is None
+
+
+def test_across_is_the_mean_over_other_teachers_of_one_width_and_space(world):
+    pairs, features = world
+    record = agreement.measure(pairs, features)
+    same = [cosine(vectors(features["a"], row)["image"], vectors(features["b"], row)["image"]) for row in here(pairs)]
+    assert report.across(record, "a")["image"] == pytest.approx(np.mean(same), abs=1e-12)
+    assert report.across(record, "b") == report.across(record, "a")
+    assert report.across(record, "c") == {"image": None, "text": None}  # another width
+    record["sets"]["b"]["teacher"] = "a"  # the same teacher, as in another space
+    assert report.across(record, "a") == {"image": None, "text": None}
 
 
 def test_a_sample_is_bounded_and_drawn_by_the_seed(world):

@@ -258,6 +258,90 @@ def test_reader_refuses_what_checksums_do_not_see(pairs, copy, change, message):
     assert "\n" not in str(caught.value)
 
 
+def flip(folder):
+    file = folder / io.read_json(folder / "manifest.json")["shards"][0]["file"]
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 4
+    file.write_bytes(data)
+
+
+def cut(folder):
+    file = folder / io.read_json(folder / "manifest.json")["shards"][0]["file"]
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def narrow(fields):
+    fields.update(image=fields["image"][..., :5], text=fields["text"][..., :5])
+
+
+def state(folder, **changes):
+    seal(folder, {**io.read_json(folder / "manifest.json"), **changes})
+
+
+FAULTS = {
+    "NaN": (lambda f: rewrite(f, lambda b: b["text"].__setitem__((3, 1), np.nan)), "text features .* are NaN"),
+    "minus infinity": (lambda f: rewrite(f, lambda b: b["image"].__setitem__((3, 0, 1), -np.inf)), "NaN or infinite"),
+    "zero row": (lambda f: rewrite(f, lambda b: b["image"].__setitem__((2, 1), 0)), "image features .* all zeros"),
+    "swapped ids": (
+        lambda f: rewrite(f, lambda b: b.update(ids=b["ids"][32:64] + b["ids"][:32] + b["ids"][64:])),
+        "other ids than the pairs of rows 0 to 8",
+    ),
+    "truncated shard": (cut, "is truncated"),
+    "wrong width": (lambda f: rewrite(f, narrow), r"image features are \(7, 2, 5\), not \(rows, views, width\)"),
+    "other view policy": (
+        lambda f: state(f, policy=ViewPolicy(seed=9).to_dict()),
+        "states a view policy that does not",
+    ),
+    "other pairs set": (
+        lambda f: state(f, pairs={"hash": "f" * 64, "rows": 40}),
+        r"another set of pairs \(ffffffffffff\)",
+    ),
+    "bit flip": (flip, "record 1 fails its checksum"),
+}
+
+
+@pytest.mark.parametrize("way", ["reader", "verify"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_refused_by_name(pairs, copy, fault, way, capsys):
+    plant, says = FAULTS[fault]
+    command = ["features", "verify", str(copy), "--pairs", str(pairs.path)]
+    assert main(command) == 0  # before
+    read_all(FeatureSet.open(copy, pairs), pairs)
+    plant(copy)
+    if way == "verify":
+        assert main(command) == 2
+        error = capsys.readouterr().err
+    else:
+        with pytest.raises(InputError) as caught:
+            read_all(FeatureSet.open(copy, pairs), pairs)
+        error = f"{caught.value}\n"
+    assert re.search(says, error)
+    assert str(copy) in error
+    assert error.count("\n") == 1
+
+
+def test_verify_refuses_sets_whose_views_are_not_the_same(pairs, tmp_path, capsys):
+    toy.make_features(tmp_path / "a", pairs, teacher="a")
+    toy.make_features(tmp_path / "b", pairs, teacher="b", width=9)
+    assert main(["features", "verify", str(tmp_path)]) == 0
+    capsys.readouterr()
+    toy.make_features(tmp_path / "c", pairs, teacher="c", policy=ViewPolicy(seed=9))
+    assert main(["features", "verify", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert "c has 2 views of the view policy" in captured.err
+    assert captured.out == ""
+    assert main(["features", "verify", str(tmp_path / "c")]) == 0
+
+
+def test_pictures_can_be_read_without_captions(pairs, whole):
+    n = len(pairs)
+    alone = whole.read(np.arange(n), np.ones(n), None)
+    assert sorted(alone) == ["image", "present"]
+    both = read_all(whole, pairs)
+    np.testing.assert_array_equal(alone["image"], both["image"])
+    np.testing.assert_array_equal(alone["present"], both["present"])
+
+
 def test_verify_notices_a_feature_that_only_differs(pairs, copy):
     rewrite(copy, lambda f: f["image"].__setitem__((0, 0), f["image"][1, 0]))
     with pytest.raises(InputError, match="statistics are not those"):
@@ -339,7 +423,8 @@ def test_read_refuses_what_is_not_there(whole, rows, views, captions, message):
 
 def test_command(pairs, whole, capsys):
     assert main(["features", "show", str(whole.path)]) == 0
-    assert json.loads(capsys.readouterr().out)["teacher"] == "t"
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["teacher"], shown["backend"]) == ("t", "torch 9.9")
     assert main(["features", "verify", str(whole.path), "--pairs", str(pairs.path)]) == 0
     assert json.loads(capsys.readouterr().out)["whole"] is True
     assert main(["features", "show", str(pairs.path)]) == 2

@@ -99,6 +99,9 @@ def run(args: argparse.Namespace) -> None:
     if args.action == "stats":
         _stats(args, pairs, {os.path.relpath(features.path, root): features for features in found})
         return
+    found = list(found)
+    if args.action == "verify":
+        _check_together(found)
     for features in found:
         print(json.dumps({"show": _show, "verify": _verify}[args.action](features), indent=2))
 
@@ -185,6 +188,17 @@ def _show(features) -> dict[str, Any]:
     return {k: v for k, v in features.manifest.items() if k not in hidden} | {
         "shards": len(features.manifest["shards"])
     }
+
+
+def _check_together(found) -> None:
+    """Refuses sets that cannot be trained on together: their views are not those of the others."""
+    for features in found[1:]:
+        first, views = found[0], (features.policy, features.views)
+        if views != (first.policy, first.views):
+            raise InputError(
+                f"{features.path} has {features.views} views of the view policy {features.policy.to_dict()}, "
+                f"{first.path} {first.views} of {first.policy.to_dict()}; emit one of them again, or verify each alone"
+            )
 
 
 def _verify(features) -> dict[str, Any]:
