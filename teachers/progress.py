@@ -74,13 +74,9 @@ class Progress:
     def line(self, seconds: float) -> str:
         """What stands there after so many seconds."""
         shards, pairs = self._done
-        left = (
-            f"{duration(seconds * (self._pairs - pairs) / pairs)} left; pairs/s {self._rates()}"
-            if pairs
-            else "no pairs"
-        )
-        done = f"{shards} of {self._shards} shards, {pairs} of {self._pairs} pairs"
-        return f"emit: {done}, {duration(seconds)}, {left}"
+        told = f"emit: {shards} of {self._shards} shards, {pairs} of {self._pairs} pairs, {duration(seconds)}"
+        left = duration(seconds * (self._pairs - pairs) / max(pairs, 1))
+        return f"{told}, {left} left; pairs/s {self._rates()}" if pairs else told
 
     def close(self) -> None:
         """The end, good or bad."""

@@ -74,16 +74,20 @@ def measure(names: Sequence[str], *, batch: int = 8, rounds: int = 5, small: boo
       InputError: a name is unknown, or torch or a reference library is missing.
     """
     need("torch")
-    for name, facts in [(name, specs.find(name)) for name in names or FAMILIES]:
+    for facts in [specs.find(name) for name in names or FAMILIES]:
         spec = shrunk(facts.spec) if small else facts.spec
-        towers = families.build(spec, facts.layout)
-        tensors = {key: value.cpu().numpy() for key, value in towers.model.state_dict().items()}
-        params = jax.device_put(state_dict.to_params(spec, tensors))
-        common = {"name": name, "checkpoint": "", "spec": spec, "tokenizer": None, "weights_hash": ""}
-        ours = Teacher(params=params, micro_batch=batch, **common)
-        theirs = torch_backend.TorchTeacher(towers=towers, micro_batch=batch, **common)
+        ours, theirs = both(spec, facts.layout, batch)
         for tower, inputs in (("image", pictures(spec, batch)), ("text", texts(spec, TEXTS * batch))):
             yield _measure(ours, theirs, tower, inputs, rounds)
+
+
+def both(spec: ModelSpec, layout: str, batch: int, tokenizer=None) -> tuple[Teacher, torch_backend.TorchTeacher]:
+    """A teacher with random weights by this project and by the reference libraries."""
+    towers = families.build(spec, layout)
+    tensors = {key: value.cpu().numpy() for key, value in towers.model.state_dict().items()}
+    common = {"name": spec.name, "checkpoint": "", "spec": spec, "tokenizer": tokenizer, "weights_hash": ""}
+    ours = Teacher(params=jax.device_put(state_dict.to_params(spec, tensors)), micro_batch=batch, **common)
+    return ours, torch_backend.TorchTeacher(towers=towers, micro_batch=batch, **common)
 
 
 def _measure(ours: Teacher, theirs: torch_backend.TorchTeacher, tower: str, inputs, rounds: int) -> Speed:

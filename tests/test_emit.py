@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import types
 from collections import Counter
 
@@ -24,6 +25,7 @@ from mmkd_jax.errors import InputError
 from mmkd_jax.models.dual_encoder import DualEncoder
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
 from teachers import emit as emission
+from teachers import progress
 
 ROWS, VIEWS = 40, 2
 
@@ -293,6 +295,46 @@ def test_another_set_in_the_folder_is_refused(pairs, tmp_path):
     with pytest.raises(InputError, match="holds other features"):
         run({"alpha": FakeTeacher(0, 7, 8)}, pairs, tmp_path / "out")
     assert content(tmp_path / "out") == before
+
+
+def test_another_backend_does_not_go_on_where_one_stopped(pairs, tmp_path):
+    broken = fakes()
+    broken["gamma"].fail_at = 11
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, pairs, tmp_path / "out")
+    before = content(tmp_path / "out")
+    others = fakes()
+    for teacher in others.values():
+        teacher.backend = "none 2"
+    with pytest.raises(InputError, match=r"holds other features \(backend none 1, now none 2\)") as caught:
+        run(others, pairs, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert content(tmp_path / "out") == before
+    run(fakes(), pairs, tmp_path / "out")
+    assert FeatureSet.open(tmp_path / "out" / "gamma", pairs).manifest["backend"] == "none 1"
+
+
+def test_progress_tells_pairs_a_second_of_each_teacher_and_the_time_left(pairs, tmp_path, capsys, monkeypatch):
+    run(fakes(), pairs, tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"emit: {n} of 3 shards" for n in (1, 2, 3)]
+    assert [line.split(", ")[1] for line in lines] == [f"{n} of {ROWS} pairs" for n in (16, 24, 40)]
+    assert all(re.search(r"left; pairs/s alpha [^ ]+, beta [^ ]+, gamma [^ ]+$", line) for line in lines)
+    meter = progress.Meter(iter([0.0, 2.0, 5.0, 6.0]).__next__)
+    with meter.part("encode", "alpha"):
+        pass
+    with meter.part("decode"):
+        pass
+    meter.pairs["alpha"] = 10
+    assert (meter.of("encode"), meter.of("decode"), meter.of("encode", "decode")) == (2.0, 1.0, 3.0)
+    told = progress.Progress(meter, 4, 100)
+    assert told.line(7.0) == "emit: 0 of 4 shards, 0 of 100 pairs, 7.0 s"
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    told.add(pairs=25)
+    told.add(shards=1)
+    assert capsys.readouterr().err.count("emit:") == 2
+    line = "emit: 1 of 4 shards, 25 of 100 pairs, 30 s, 1 min 30 s left; pairs/s alpha 5"
+    assert told.line(30.0) == line
 
 
 def test_unusable_features_and_pictures_are_named_and_nothing_counts_as_finished(tmp_path):

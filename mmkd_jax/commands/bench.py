@@ -2,28 +2,45 @@
 
 mmkd bench encode
 mmkd bench encode --teachers BiomedCLIP PMC-CLIP --batch 16
-mmkd bench encode --small
+mmkd bench emit --small
+mmkd bench emit --teachers BiomedCLIP=biomedclip.safetensors
+mmkd bench host
 mmkd bench loss --losses softmax affinity --once
 
 encode runs towers of teachers with random weights by this project (flax) and by the libraries that the teachers were
 trained with (torch, open_clip, timm, transformers), turn by turn, in float32, on the accelerator where there is one.
+emit does so with whole emissions: decoding, preprocessing, encoding, and the rest of the host's work, told apart.
+host measures what emission costs beside those three, with nine teachers that answer at once, and what reading nine
+feature sets adds to training's input: milliseconds of the processor.
 loss compares the forms of global losses (plain, rows, ring) on eight fake devices of the CPU: the compiler's memory a
 device by global batch, and time.
 """
 
 import argparse
 
-HELP = "measure speed: encode (teachers' towers, flax beside torch), loss (forms of global losses)"
+HELP = "measure speed: encode, emit (teachers, flax beside torch), host (what storing and reading features costs), loss"
+BOTH = {
+    "encode": "pictures and texts a second of teachers' towers, flax beside torch",
+    "emit": "pairs a second of whole emissions, flax beside torch, and where the time goes",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="encode|loss")
-    encode = verbs.add_parser("encode", help="pictures and texts a second of teachers' towers, flax beside torch")
-    encode.add_argument("--teachers", nargs="+", default=[], metavar="NAME", help="default: one of each family")
-    encode.add_argument("--batch", type=int, default=8, metavar="N", help="pictures or texts at a time (default: 8)")
-    encode.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default: 5)")
-    encode.add_argument("--small", action="store_true", help="towers of the same kinds that run in milliseconds")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="encode|emit|host|loss")
+    for name, does in BOTH.items():
+        verb = verbs.add_parser(name, help=does, description=does)
+        what = "NAME" if name == "encode" else "NAME[=WEIGHTS]"
+        verb.add_argument("--teachers", nargs="+", default=[], metavar=what, help="default: one of each family")
+        verb.add_argument("--batch", type=int, default=8, metavar="N", help="pictures or texts at a time (default: 8)")
+        verb.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default: 5)")
+        verb.add_argument("--small", action="store_true", help="towers of the same kinds that run in milliseconds")
+        if name == "emit":
+            verb.add_argument("--rows", type=int, default=64, metavar="N", help="pairs to emit (default: 64)")
+    does = "processor's milliseconds of storing and of reading nine teachers' features"
+    host = verbs.add_parser("host", help=does, description=does)
+    host.add_argument("--rows", type=int, default=4096, metavar="N", help="pairs (default: 4096; at least 256)")
+    host.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default: 5)")
     does = "memory and time of the forms of global losses on eight fake devices"
     loss = verbs.add_parser("loss", help=does, description=does)
     loss.add_argument("--losses", nargs="+", default=["softmax"], metavar="NAME", help="default: softmax")
@@ -34,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints a line a tower or a loss."""
+    """Prints a line a tower, a teacher or a loss."""
     from mmkd_jax.errors import InputError
 
     if args.verb == "loss":
@@ -42,12 +59,16 @@ def run(args: argparse.Namespace) -> None:
 
         bench.report(args.losses, args.batches, args.timed, args.rounds, once=args.once)
         return
-    from teachers import speed
+    from teachers import costs, emit_speed, speed
 
-    for option in ("batch", "rounds"):
-        if getattr(args, option) < 1:
-            raise InputError(f"--{option} must be at least 1, not {getattr(args, option)}")
+    for option, least in {"batch": 1, "rounds": 1, "rows": costs.BATCH if args.verb == "host" else 1}.items():
+        if getattr(args, option, least) < least:
+            raise InputError(f"--{option} must be at least {least}, not {getattr(args, option)}")
+    if args.verb == "host":
+        print(costs.measure(args.rows, args.rounds))
+        return
+    module, more = (emit_speed, {"rows": args.rows}) if args.verb == "emit" else (speed, {})
     print(speed.setting(args.batch, args.rounds))
-    print(speed.HEADER)
-    for one in speed.measure(args.teachers, batch=args.batch, rounds=args.rounds, small=args.small):
+    print(module.HEADER)
+    for one in module.measure(args.teachers, batch=args.batch, rounds=args.rounds, small=args.small, **more):
         print(one, flush=True)

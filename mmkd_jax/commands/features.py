@@ -10,7 +10,6 @@ mmkd features map features --kind phi_s --out maps
 
 import argparse
 import json
-import os
 from typing import Any
 
 from mmkd_jax.errors import InputError
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
         _map(args, {features.teacher: features for features in found})
         return
     if args.action == "stats":
-        _stats(args, pairs, {os.path.relpath(features.path, root): features for features in found})
+        _stats(args, pairs, {str(features.path.relative_to(root)): features for features in found})
         return
     found = list(found)
     if args.action == "verify":
