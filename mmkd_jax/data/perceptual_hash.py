@@ -76,6 +76,8 @@ def within(first: np.ndarray, second: np.ndarray, distance: int) -> np.ndarray:
     """
     if not 0 <= distance < _BITS:
         raise ValueError(f"a distance of {distance} bits is not in 0 to {_BITS - 1}")
+    if len(first) > len(second):  # fewer words are looked up, each in 137 buckets of a band at the usual distance
+        return np.unique(within(second, first, distance)[:, ::-1], axis=0)
     reach = range(distance // _BANDS + 1)
     flips = np.array(
         [sum(1 << bit for bit in bits) for r in reach for bits in itertools.combinations(range(_BITS), r)], np.uint16
