@@ -120,9 +120,11 @@ def _score(args: argparse.Namespace, models, tasks: tuple[str, ...], pairs, sets
     """Every model in turn; of several processes, which have the same numbers, the first writes and prints."""
     import jax
 
+    from mmkd_jax import report
     from mmkd_jax.errors import InputError
     from mmkd_jax.evals import base, results
     from mmkd_jax.evals.unfinished import Unfinished
+    from mmkd_jax.report import evaluation
 
     options = {"tasks": tasks, "seed": args.seed, "bootstrap": args.bootstrap, "probe_layer": args.probe_layer}
     unfinished = Unfinished(out, {**options, "pairs": pairs.hash})
@@ -140,6 +142,8 @@ def _score(args: argparse.Namespace, models, tasks: tuple[str, ...], pairs, sets
                 unfinished.add(encoder, one)
                 _print(rows)
     if jax.process_index() == 0:
+        evaluation.keep_examples(out, pairs, sets)
+        print(report.rebuild(out))
         unfinished.clear()
         print(f"{out / 'results.json'}: {len(results.load(out / 'results.json'))} numbers")
 

@@ -14,6 +14,9 @@ It follows the reader's light or dark theme and fits a phone. All text from data
     last; "teacher:..." is a teacher, anything else a student.
   highlight: str, the name of the model that the page is about; the last student by default.
   datasets: [{"name", "label", "detail"}], in the order of showing.
+  comparisons: records of `mmkd_jax.evals.comparison.compare`, a task each: ranks, wins and losses.
+  calibration: [{"model", "datasets", "ece", "bins"}], see `report.reliability.measure`.
+  cases: [{"model", "dataset", "accuracy", "right": [...], "wrong": [...]}], see `report.examples.cases`.
   differences: [{"label", "value", "low", "high"}], paired differences of means over sets, as shares.
   curves: {run: [(step, {metric: value})]}; curve_metrics: [str], which of them, "loss" by default.
   timings: [(name, seconds)], the stages in their order.
@@ -59,12 +62,12 @@ def main_plot_svg(data: Mapping[str, Any], width: int = 1000) -> str:
 
 
 def rebuild(folder: str | os.PathLike) -> os.PathLike:
-    """Writes FOLDER/report.html from FOLDER/report_data.json, or from its results.json, and returns its path.
+    """Writes FOLDER/report.html from FOLDER/report_data.json, or from what mmkd eval left, and returns its path.
 
     Raises:
       InputError: the folder holds neither.
     """
-    from mmkd_jax.evals import results
+    from mmkd_jax.report import evaluation
 
     folder = io.as_path(folder)
     if (folder / DATA).exists():
@@ -72,7 +75,7 @@ def rebuild(folder: str | os.PathLike) -> os.PathLike:
         if not isinstance(data, dict):
             raise InputError(f"{folder / DATA} does not hold a report's data")
     elif (folder / "results.json").exists():
-        data = {"title": folder.name, "rows": results.load(folder / "results.json")}
+        data = evaluation.gather(folder)
     else:
         raise InputError(f"{folder} has no {DATA} and no results.json; run mmkd demo or mmkd eval into it first")
     write_report(folder / "report.html", data)

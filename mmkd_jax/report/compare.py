@@ -6,8 +6,9 @@ from typing import Any
 from mmkd_jax.evals.summary import MEAN
 from mmkd_jax.report import bars
 from mmkd_jax.report.board import Board
+from mmkd_jax.report.document import document, table
 from mmkd_jax.report.markup import Markup, element, interval, number, percent, signed
-from mmkd_jax.report.plot import css, main_plot
+from mmkd_jax.report.plot import main_plot
 
 MOST_LANES = 5  # models that the plot shows a lane each; of more, teachers share one
 _ABSENT = "absent"
@@ -35,18 +36,10 @@ def page(record: Mapping[str, Any]) -> str:
         header,
         element("section", element("h2", "Every set"), element("figure", plots, class_="panel")),
         element("section", element("h2", "Differences"), [_bars(record, k) for k in range(len(record["models"]) - 1)]),
-        element("section", element("h2", "In numbers"), _table(record), _summary(record)),
+        element("section", element("h2", "In numbers"), _table(record), summary(record)),
         _notes(record),
     ]
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", title),
-        element("style", css("theme", "chart", "page")),
-    )
-    return "<!doctype html>\n" + element("html", head, element("body", element("main", body)), lang="en") + "\n"
+    return document(title, body)
 
 
 def headline(record: Mapping[str, Any]) -> str:
@@ -75,7 +68,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     for one in record["summary"]["models"]:
         rank = one["mean_rank"]
         found.append(f"mean rank {rank['value']:.2f} [{rank['low']:.2f}, {rank['high']:.2f}] {one['label']}")
-    return found + _left_out(record) + [f"note: {note}" for note in record["notes"]]
+    return found + left_out(record) + [f"note: {note}" for note in record["notes"]]
 
 
 def _first(record: Mapping[str, Any]) -> str:
@@ -88,7 +81,8 @@ def _coverage(record: Mapping[str, Any]) -> str:
     return f"{every} sets" if common == every else f"{common} of {every} sets"
 
 
-def _left_out(record: Mapping[str, Any]) -> list[str]:
+def left_out(record: Mapping[str, Any]) -> list[str]:
+    """The sets that means are not over, and who lacks them."""
     return [f"not in the means: {one['dataset']} (absent: {', '.join(one['absent'])})" for one in record["left_out"]]
 
 
@@ -147,10 +141,11 @@ def _table(record: Mapping[str, Any]) -> Markup:
             cells.append(_cell(signed(one["value"]), _p(one), bool(one["decided"])) if one else element("td", _ABSENT))
         body.append(element("tr", element("th", row["dataset"], scope="row"), element("td", row["n"]), cells))
     caption = f"{record['metric'].replace('_', ' ')}, in percent, and differences in points"
-    return _scroll(caption, columns, body)
+    return table(caption, columns, body)
 
 
-def _summary(record: Mapping[str, Any]) -> Markup | None:
+def summary(record: Mapping[str, Any]) -> Markup | None:
+    """Mean ranks, means, differences from the first model, wins and losses; None where no set is common."""
     if not record["summary"]:
         return None
     columns = ["Model", "Mean rank", "Mean", "Difference", "over sets too", "won, tied, lost", "signed-rank p", "least"]
@@ -171,8 +166,8 @@ def _summary(record: Mapping[str, Any]) -> Markup | None:
         body.append(element("tr", element("th", one["label"], scope="row"), cells))
     words = "Over the sets that all models have. “Over sets too”: an interval that covers the choice of sets. "
     words += "“Least”: the mean difference without the set that carries most of it."
-    table = _scroll(f"Means of {_coverage(record)}", columns, body)
-    return element("div", element("p", words, class_="note"), table)
+    shown = table(f"Means of {_coverage(record)}", columns, body)
+    return element("div", element("p", words, class_="note"), shown)
 
 
 def _least(without: Sequence[Mapping[str, Any]]) -> Markup:
@@ -185,7 +180,7 @@ def _least(without: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def _notes(record: Mapping[str, Any]) -> Markup | None:
-    notes = [*_left_out(record), *record["notes"]]
+    notes = [*left_out(record), *record["notes"]]
     shown = element("ul", [element("li", note) for note in notes], class_="notes")
     return element("section", element("h2", "Read with care"), shown) if notes else None
 
@@ -196,9 +191,3 @@ def _p(one: Mapping[str, Any]) -> str:
 
 def _cell(text: str, small: str, strong: bool = False) -> Markup:
     return element("td", element("b", text) if strong else text, element("small", small))
-
-
-def _scroll(caption: str, columns: Sequence[str], body: list[Markup]) -> Markup:
-    head = element("thead", element("tr", [element("th", text, scope="col") for text in columns]))
-    table = element("table", element("caption", caption), head, element("tbody", body))
-    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=caption)

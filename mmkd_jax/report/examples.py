@@ -1,5 +1,6 @@
-"""Retrieval examples for the report, from a run's predictions and the pictures of its pairs set."""
+"""Examples for the report, from a run's predictions and the pictures of its pairs set."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,50 @@ def examples(out, model: str, pairs, dataset: str, *, queries: int = 4, top: int
         ]  # fmt: skip
         about = {"caption": texts[j], "rank": int(stored["t2i_rank"][j])}
         found["t2i"].append({**about, "pool": len(caption_of), "top": answers})
+    return found
+
+
+def cases(
+    out,
+    model: str,
+    pairs,
+    dataset: str,
+    classes: Sequence[str],
+    *,
+    each: int = 6,
+    task: str = "zeroshot",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Pictures that a classification had right and wrong, drawn at random from different groups.
+
+    Args:
+      out: folder with `predictions/`.
+      model: name in the results.
+      pairs: the pairs set that was evaluated.
+      dataset: name of a classified set.
+      classes: its class names.
+      each: pictures at most, of those right and of those wrong.
+      task: whose scores.
+      seed: of the draw.
+
+    Returns:
+      `{"model", "dataset", "accuracy", "right": [...], "wrong": [...]}`, of `{"image", "truth", "answer", "score"}`.
+
+    Raises:
+      InputError: the set was not classified with this model, or not on rows of these pairs.
+    """
+    stored = results.load_predictions(out, model, dataset, task)
+    rows = {name: row for row, name in enumerate(np.asarray(pairs.table["id"]).astype(str).tolist())}
+    answers, right = stored["scores"].argmax(axis=1), stored["scores"].argmax(axis=1) == stored["labels"]
+    found = {"model": model, "dataset": dataset, "accuracy": float(right.mean())}
+    for name, those in (("right", np.flatnonzero(right)), ("wrong", np.flatnonzero(~right))):
+        found[name] = []
+        for i in those[_draw(stored["groups"][those], each, seed)]:
+            if stored["ids"][i] not in rows:
+                raise InputError(f"{dataset} was evaluated on other rows (id {stored['ids'][i]}); evaluate it again")
+            picture = preprocess.decode(pairs.read(rows[stored["ids"][i]]).image)
+            words = {"truth": classes[stored["labels"][i]], "answer": classes[answers[i]]}
+            found[name].append({"image": thumbnail(picture), **words, "score": float(stored["scores"][i, answers[i]])})
     return found
 
 

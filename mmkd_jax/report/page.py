@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmkd_jax.report import bars, curves, tables, tiles
+from mmkd_jax.report import bars, compare, curves, ranks, reliability, tables, tiles
 from mmkd_jax.report.board import Board
 from mmkd_jax.report.document import document
 from mmkd_jax.report.markup import Markup, element
@@ -16,8 +16,8 @@ def page(data: Mapping[str, Any]) -> str:
     """The whole document as text."""
     board = Board(data)
     title = data.get("title") or "mmkd_jax report"
-    sections = [_hero(board, title), _main(board), _tables(board), _retrieval(board), _training(board), _about(board)]
-    return document(title, sections)
+    scores = [_main(board), _ranks(board), _tables(board), _calibration(board), _cases(board), _retrieval(board)]
+    return document(title, [_hero(board, title), *scores, _training(board), _about(board)])
 
 
 def _section(title: str, lede: str | None, *content, name: str) -> Markup | None:
@@ -52,6 +52,37 @@ def _main(board: Board) -> Markup | None:
             class_="panel padded",
         )  # fmt: skip
     return _section("Who is better where", None, plots, compared, name="scores")
+
+
+def _ranks(board: Board) -> list[Markup | None]:
+    """Over many sets: by modality, ranks, wins and losses, a part for each task that was compared."""
+    modal = ranks.modalities(board, TASK, METRIC)
+    lede = "The mean over a modality's sets, each set alike. Bold: the best of the column."
+    sections = [_section("By modality", lede, modal, name="modalities")]
+    for record in board.data.get("comparisons", ()):
+        words = f"{record['task']}, {record['metric']}".replace("_", " ")
+        lede = (
+            f"By {words}: 1 is best, equals share a rank. Differences: {record['models'][0]['label']} minus the model."
+        )
+        shown = [compare.summary(record), ranks.duels(record)]
+        title = f"Ranks: {record['task']}".replace("_", " ")
+        sections.append(_section(title, lede, *shown, name=f"ranks-{record['task']}"))
+    return sections
+
+
+def _calibration(board: Board) -> Markup | None:
+    measured = board.data.get("calibration", ())
+    drawn = [element("figure", one, class_="panel") for one in reliability.panels(board, measured)]
+    lede = "On the dotted line, answers are right as often as their probability says; below it, they are too sure. "
+    lede += "Zero-shot, over the sets that all models have, each set alike; larger dots hold more answers."
+    shown = element("div", drawn, class_="multiples") if drawn else None
+    return _section("Whether probabilities can be believed", lede, shown, name="calibration")
+
+
+def _cases(board: Board) -> Markup | None:
+    shown = tables.cases(board.data.get("cases", ()))
+    lede = "Drawn at random, not chosen: first what the model of each set's best zero-shot score had right, then wrong."
+    return _section("Right and wrong", lede, *shown, name="cases")
 
 
 def _tables(board: Board) -> list[Markup | None]:

@@ -110,6 +110,31 @@ def examples(blocks: Sequence[Mapping]) -> list[Markup]:
     return parts
 
 
+def cases(blocks: Sequence[Mapping], unfolded: int = 4) -> list[Markup]:
+    """Pictures of each set that a model had right and wrong; sets after the first few are folded."""
+    parts = []
+    for place, block in enumerate(blocks):
+        rows = [
+            element("div", [_case(one, kind) for one in block[kind]], class_="gallery") for kind in ("right", "wrong")
+        ]
+        title = f"{block['dataset']}: {block['model']}, {percent(block['accuracy'])} % right".replace("_", " ")
+        shown = element("div", rows, class_="panel padded")
+        if place < unfolded:
+            parts += [element("h3", title), shown]
+        else:
+            parts.append(element("details", element("summary", title), shown))
+    return parts
+
+
+def _case(item: Mapping, kind: str) -> Markup:
+    image = element("img", src=picture(item["image"]), alt=item["truth"], loading="lazy")
+    said = None if kind == "right" else element("span", "is ", element("q", item["truth"]))
+    words = element(
+        "figcaption", _verdict(kind == "right"), f" {percent(item['score'])} % ", element("q", item["answer"]), said
+    )
+    return element("figure", image, words, class_=kind)
+
+
 def _image_query(item: Mapping) -> Markup:
     found = [
         element("li", _verdict(top["right"]), element("q", top["caption"]), element("small", f"{top['cosine']:.2f}"),
