@@ -247,6 +247,29 @@ def test_findings_are_evaluated_one_by_one(evaluate, tmp_path):
     assert rows[0]["context"]["absent_hash"] != prompts.absent(["a", "b"]).hash
 
 
+@pytest.mark.parametrize(
+    ("cell", "line"),
+    [
+        (lambda number: 0, "cannot be evaluated: class 'b' is absent in split test"),
+        (lambda number: 1, "cannot be evaluated: no picture of split test is without 'b'"),
+        (lambda number: "" if number % 4 == 3 else 1, "cannot be evaluated: no picture of split test is without 'b'"),
+        (lambda number: number // 2 % 3 % 2, "toy can be evaluated; no problems"),
+    ],
+)
+def test_findings_need_both_answers(cell, line, evaluate, tmp_path, capsys):
+    root = tmp_path / "set"
+    root.mkdir()
+    rows = [f"{c['image']},{c['number'] % 2},{cell(c['number'])},{c['split']}\n" for c in set_layouts._files(root)]
+    (root / "labels.csv").write_text("image,a,b,split\n" + "".join(rows))
+    layout = {"source": "csv", "input": "labels.csv", "findings": ["a", "b"]}
+    (root / "set.json").write_text(json.dumps({"name": "toy", "task": "multilabel", "layout": layout}))
+    code, lines, _ = check(root, capsys)
+    assert line in lines
+    assert evaluate(f"toy={root}") == code  # what is said to be refused is
+    error = capsys.readouterr().err
+    assert ("b: no AUC exists" in error) == (code == 2)
+
+
 # ---------------------------------------------------------------- the registry
 
 

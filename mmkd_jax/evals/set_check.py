@@ -24,7 +24,7 @@ class Case:
 
     Attributes:
       key, split, group: as its source says; `unit`: what made splits go by, as in ingest.
-      what: numbers of its classes.
+      what: numbers of its classes; without: of findings that are known not to be there.
       captions: how many.
       pixels: hash of them; size: width and height, px.
     """
@@ -34,6 +34,7 @@ class Case:
     group: str
     unit: str
     what: tuple[int, ...]
+    without: tuple[int, ...]
     captions: int
     pixels: bytes
     size: tuple[int, int]
@@ -143,9 +144,10 @@ def _case(one: SourceRecord | Skipped, classes: Classes | None, keys: set[str]) 
         return error
     there = tuple(number for number, target in enumerate(targets) if target == 1)
     what = there if targets else (settled_one.label_id,) if settled_one.label_id >= 0 else ()
+    without = tuple(number for number, target in enumerate(targets) if target == 0)
     pixels = hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).digest()
     unit = group_id(one) or pair_id(one.source, one.key)
-    return Case(one.key, one.split, one.group, unit, what, len(one.captions), pixels, picture.size)
+    return Case(one.key, one.split, one.group, unit, what, without, len(one.captions), pixels, picture.size)
 
 
 def _judge_splits(record: SetRecord, found: Checked) -> None:
@@ -168,11 +170,13 @@ def _judge_splits(record: SetRecord, found: Checked) -> None:
         return
     for split, cases in sorted(by_split.items()):
         counts = Counter(number for case in cases for number in case.what)
+        without = Counter(number for case in cases for number in case.without)
         for number, name in enumerate(found.classes.names):
+            needed = record.task == "multilabel" and split == "test"  # no AUC exists without both
             if not counts[number]:
-                found.problems.append(f"class {name!r} is absent in split {split}")
-            elif record.task == "multilabel" and split == "test" and counts[number] == len(cases):
-                found.problems.append(f"every picture of split test shows {name!r}")
+                (found.fatal if needed else found.problems).append(f"class {name!r} is absent in split {split}")
+            elif needed and not without[number]:
+                found.fatal.append(f"no picture of split test is without {name!r}")
     if tested and len({number for case in tested for number in case.what}) < 2 and record.task == "classification":
         found.fatal.append("split test has fewer than two classes")
 
