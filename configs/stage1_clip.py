@@ -77,7 +77,10 @@ def released() -> ConfigDict:
     # The contrastive loss on the pairs: softmax (CLIP, as released) or sigmoid (SigLIP). The form of losses over the
     # global batch changes nothing but rounding: plain (XLA gathers what it needs), rows (a device's rows against all
     # columns at once) or ring (tiles that travel from device to device; none holds a row of the global batch).
-    config.loss = ConfigDict({"task": "softmax", "form": "plain"})
+    # `widths`: the loss is also that of the embeddings' first numbers, as many as these, so that they can be cut there.
+    config.loss = ConfigDict({"task": "softmax", "form": "plain", "widths": ()})
+    # Share of a picture's patches that the first `steps` steps leave out; the steps after them see whole pictures.
+    config.patches = ConfigDict({"drop": 0.0, "steps": 0})
     # Micro-batches that a step is encoded in, one after another, by two passes; the step is exactly the same.
     config.accumulate = 1
 

@@ -323,6 +323,85 @@ def test_reports_are_the_unweighted_parts():
         assert set(reports) == {"loss/task", "logit_scale", *(f"loss/{part}" for part in parts)}
 
 
+# --- switches ------------------------------------------------------------------------------------------------------
+
+
+def test_of_all_teachers_the_hardest_alone_is_heard_where_all_others_are_dropped():
+    """The feature loss: the largest distance among each sample's believed teachers, mean over samples with one."""
+    changes = {"affinity_weight": 0.0, "task_weight": 0.0, "teacher_drop": 1.0}
+    task = make_task(dataclasses.replace(RECIPES["plus"], **changes))
+    batch, inputs = make_batch(), make_inputs("plus")
+    (value, _), _ = ours(task, batch, inputs)
+    reference = Reference(batch)
+    tensors = jax.tree.map(reference.tensor, inputs)
+    hardest, easiest = [], []
+    for i in range(N):
+        distances = [float(reference.own_space(tensors, n, i)) for n, w in reference.weights(i).items() if w > 0]
+        if distances:
+            hardest.append(max(distances))
+            easiest.append(min(distances))
+    np.testing.assert_allclose(value, np.mean(hardest), rtol=1e-5)
+    assert abs(np.mean(easiest) / np.mean(hardest) - 1) > 1e-3
+
+
+def test_dropping_is_random_keyed_by_name_and_keeps_the_sum():
+    n, rate = 4000, 0.3
+    weights = {"alpha": jnp.full(n, 0.5), "beta": jnp.full(n, 0.25), "gamma": jnp.where(jnp.arange(n) < 100, 0.0, 0.25)}
+    losses = {"alpha": jnp.full(n, 0.1), "beta": jnp.full(n, 0.2), "gamma": jnp.full(n, 0.3)}
+    drop = jax.jit(targets.drop_teachers, static_argnums=(2, 3))
+    found = {name: np.asarray(x) for name, x in drop(weights, losses, rate, 0, 5).items()}
+    np.testing.assert_allclose(sum(found.values()), sum(weights.values()), rtol=1e-6)
+    assert (found["gamma"][100:] > 0).all()  # the hardest
+    assert (found["beta"][:100] > 0).all()  # where the hardest has no weight
+    assert not found["gamma"][:100].any()
+    for name in ("alpha", "beta"):
+        assert abs((found[name][100:] == 0).mean() - rate) < 4.5 * math.sqrt(rate * (1 - rate) / n)
+    both = (found["alpha"][100:] == 0) & (found["beta"][100:] == 0)
+    assert abs(both.mean() - rate**2) < 0.03  # independent
+    other = drop(weights, losses, rate, 0, 6)
+    assert np.mean((found["alpha"] == 0) == (np.asarray(other["alpha"]) == 0)) < 0.9
+    fewer = drop({name: weights[name] for name in ("alpha", "gamma")}, losses, rate, 0, 5)
+    np.testing.assert_array_equal(found["alpha"][100:] == 0, np.asarray(fewer["alpha"])[100:] == 0)
+    for name, x in drop(weights, losses, 0.0, 0, 5).items():
+        np.testing.assert_allclose(x, weights[name], rtol=1e-6)
+
+
+def test_masked_feature_distillation_regresses_from_the_masked_picture_alone():
+    task, plain = (make_task(distill.Recipe(target="mean", mask=mask)) for mask in (0.75, 0.0))
+    batch, inputs = make_batch(), make_inputs("public")
+    masked = unit(np.random.default_rng(3).normal(size=(N, EMBED)))
+    params = {"logit_scale": inputs["logit_scale"]}
+
+    @jax.jit
+    def reports():
+        def of(task, image, masked=None):
+            return task.objective(params, Features(image, inputs["text"], masked), batch, np.int32(0))[1]
+
+        return of(task, inputs["image"], masked), of(plain, inputs["image"]), of(plain, masked)
+
+    found, whole, other = reports()
+    assert found["loss/feature"] == other["loss/feature"] != whole["loss/feature"]
+    assert found["loss/icl"] == whole["loss/icl"] != other["loss/icl"]
+    assert found["loss/task"] == whole["loss/task"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"teacher_drop": 0.5}, "recipe teacher_drop has no meaning for target random"),
+        ({"target": "heads", "teacher_drop": 1.5}, "recipe teacher_drop is 1.5"),
+        ({"target": "heads", "mask": 0.5}, "recipe mask has no meaning for target heads"),
+        ({"mask": 1.0}, "the share of patches to drop is 1.0"),
+    ],
+)
+def test_switches_that_say_nothing_are_refused(changes, says):
+    with pytest.raises(InputError, match=says):
+        make_task(distill.Recipe(**changes))
+
+
+# --- maps ----------------------------------------------------------------------------------------------------------
+
+
 def test_projected_features_are_taken_as_they_are():
     """A student that is its own target has no feature loss; a width that is not the student's is refused."""
     batch, inputs = make_batch(), make_inputs("mean")

@@ -55,7 +55,13 @@ class DualEncoder:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def encode_image(
-        self, params: Params, images: jax.Array, *, projected: bool = True, key: jax.Array | None = None
+        self,
+        params: Params,
+        images: jax.Array,
+        *,
+        projected: bool = True,
+        key: jax.Array | None = None,
+        kept: jax.Array | None = None,
     ) -> jax.Array:
         """Normalised pictures float32 `[n, H, W, 3]` to float32 `[n, embed]`, not of unit length.
 
@@ -64,14 +70,20 @@ class DualEncoder:
           images: of the spec's size.
           projected: False gives the pooled features `[n, width]` before the projection.
           key: training mode; for dropout where the tower has it.
+          kept: int32 `[n, K]`, the patches of each picture that a ViT sees; None: all.
 
         Raises:
-          InputError: pictures of another size.
+          InputError: pictures of another size; `kept` for a tower without patches.
         """
         size = self.spec.image.image_size
         if images.shape[1:] != (size, size, 3):
             raise InputError(f"pictures of shape {images.shape[1:]}; {self.spec.name} takes ({size}, {size}, 3)")
-        return self._tower("image", params)(images, projected, key)
+        tower = self._tower("image", params)
+        if kept is None:
+            return tower(images, projected, key)
+        if not isinstance(tower, VisionTransformer):
+            raise InputError(f"{self.spec.image.kind} towers cannot leave patches out; only a vit can")
+        return tower(images, projected, key, kept)
 
     def encode_text(
         self, params: Params, text: TextBatch, *, projected: bool = True, key: jax.Array | None = None

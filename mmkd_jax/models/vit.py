@@ -37,21 +37,35 @@ class VisionTransformer(nnx.Module):
         self.projection = nn.Linear((width,), (embed,), width**-0.5, dtype, bias=False)
         self.spec, self.dtype, self.remat = spec, np.dtype(dtype), remat
 
-    def tokens(self, images: jax.Array) -> jax.Array:
-        """Normalised pictures `[n, H, W, 3]` to the last block's output `[n, 1 + N, D]` in the compute dtype."""
-        x = self.patch(patches(images, self.spec.patch).astype(self.dtype))
+    def tokens(self, images: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """Normalised pictures `[n, H, W, 3]` to the last block's output `[n, 1 + N, D]` in the compute dtype.
+
+        With `kept`, int32 `[n, K]`, it sees only those patches of each picture: `[n, 1 + K, D]`.
+        """
+        pixels, positions = patches(images, self.spec.patch), self.positions[...]
+        if kept is not None:
+            pixels = jnp.take_along_axis(pixels, kept[:, :, None, None, None, None], axis=1)
+            first = jnp.broadcast_to(positions[:1], (len(kept), 1, positions.shape[-1]))
+            positions = jnp.concatenate([first, jnp.take(positions[1:], kept, axis=0)], axis=1)
+        x = self.patch(pixels.astype(self.dtype))
         first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([first, x], axis=1) + self.positions[...].astype(x.dtype)
+        x = jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
         if self.spec.pre_norm:
             x = self.pre_norm(x)
         return nn.apply_stack(self.layers, x, None, None, self.spec.layers, self.remat)
 
-    def __call__(self, images: jax.Array, projected: bool = True, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        images: jax.Array,
+        projected: bool = True,
+        key: jax.Array | None = None,
+        kept: jax.Array | None = None,
+    ) -> jax.Array:
         """Normalised pictures `[n, H, W, 3]` to float32 `[n, E]`, or `[n, D]` before the projection.
 
-        The tower has no dropout: `key` is taken so that both towers are called alike.
+        The tower has no dropout: `key` is taken so that both towers are called alike. `kept` as in `tokens`.
         """
-        pooled = self.norm(self.tokens(images)[:, 0].astype(jnp.float32))
+        pooled = self.norm(self.tokens(images, kept)[:, 0].astype(jnp.float32))
         return self.projection(pooled, jnp.float32) if projected else pooled
 
 

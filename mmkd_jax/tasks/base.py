@@ -12,10 +12,11 @@ Batch = Mapping[str, Any]
 
 
 class Features(NamedTuple):
-    """Student embeddings of a batch, unit length, float32 `[n, embed]` each."""
+    """Student embeddings of a batch, unit length, float32 `[n, embed]` each; `masked`: of pictures seen in part."""
 
     image: jax.Array
     text: jax.Array
+    masked: jax.Array | None = None
 
 
 class Task(Protocol):

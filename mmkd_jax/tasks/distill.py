@@ -14,7 +14,7 @@ from mmkd_jax.losses import distill as losses
 from mmkd_jax.losses.base import Inputs, normalise
 from mmkd_jax.models import heads
 from mmkd_jax.specs import ModelSpec
-from mmkd_jax.tasks import targets
+from mmkd_jax.tasks import patches, targets
 from mmkd_jax.tasks.base import Batch, Features, Params
 from mmkd_jax.tasks.clip import ClipTask
 
@@ -37,6 +37,10 @@ class Recipe:
       affinity_scale: inverse temperature of the teachers' affinities; 0 takes each teacher's own.
       centre: subtract the teacher's mean feature before normalising (`heads` only).
       head: `linear` or `mlp`.
+      teacher_drop: of each sample's teachers the hardest stays in the feature loss, each other is left out with this
+        chance (`heads` only).
+      mask: the feature loss of `random` and `mean` looks at pictures without this share of their patches, masked
+        feature distillation (CLIP-KD eq. 12, where it is 0.75); 0: at whole ones.
     """
 
     target: str = "random"
@@ -48,12 +52,19 @@ class Recipe:
     affinity_scale: float = 0.0
     centre: bool = False
     head: str = "linear"
+    teacher_drop: float = 0.0
+    mask: float = 0.0
 
     def __post_init__(self):
         if self.target not in ("random", "mean", "heads"):
             raise InputError(f"recipe target {self.target!r}: {near(self.target, ('random', 'mean', 'heads'))}")
         if self.head not in heads.KINDS:
             raise InputError(f"recipe head {self.head!r}: {near(self.head, heads.KINDS)}")
+        if not 0.0 <= self.teacher_drop <= 1.0:
+            raise InputError(f"recipe teacher_drop is {self.teacher_drop}, not a chance between 0 and 1")
+        for name, where in (("teacher_drop", ("heads",)), ("mask", ("random", "mean"))):
+            if getattr(self, name) and self.target not in where:
+                raise InputError(f"recipe {name} has no meaning for target {self.target}; it is for {', '.join(where)}")
 
 
 class DistillTask(ClipTask):
@@ -84,6 +95,7 @@ class DistillTask(ClipTask):
         self.recipe = recipe
         self.routing = np.asarray(routing, np.float32)
         self.seed = seed
+        patches.check(recipe.mask, spec.image)
         if recipe.target == "heads":
             believed = self.routing.any(axis=0)
             self.teachers = [teacher for teacher, kept in zip(self.teachers, believed, strict=True) if kept]
@@ -105,6 +117,15 @@ class DistillTask(ClipTask):
         elif self.recipe.icl_trained:
             params["icl_scale"] = jnp.asarray(RELEASED_ICL_SCALE, jnp.float32)
         return params, extra
+
+    def encode(self, params: Params, extra: dict, batch: Batch, key: jax.Array, step: jax.Array) -> Features:
+        """As stage 1; pictures once more without some of their patches where the recipe masks."""
+        features = super().encode(params, extra, batch, key, step)
+        if not self.recipe.mask:
+            return features
+        image, image_key = self._pixels(batch), jax.random.split(key)[0]
+        kept = patches.draw(jax.random.fold_in(image_key, 1), len(image), self.model.spec.image, self.recipe.mask)
+        return features._replace(masked=normalise(self.model.encode_image(params, image, key=image_key, kept=kept)))
 
     def objective(
         self, params: Params, features: Features, batch: Batch, step: jax.Array
@@ -144,8 +165,9 @@ class DistillTask(ClipTask):
         weight = sum(share.values())
         scale = jnp.exp(params["icl_scale"]) if self.recipe.icl_trained else RELEASED_ICL_SCALE
         inputs = Inputs(features.image, features.text, goal["image"], goal["text"], weight, scale)
+        seen = inputs if features.masked is None else inputs._replace(image=features.masked)
         return {
-            "feature": (self.recipe.feature_weight, losses.released_feature(inputs)),
+            "feature": (self.recipe.feature_weight, losses.released_feature(seen)),
             "icl": (self.recipe.icl_weight, losses.interactive(inputs, self.form)),
         }
 
@@ -158,13 +180,16 @@ class DistillTask(ClipTask):
         taught = jnp.maximum(sum(jnp.sum(weight) for weight in weights.values()), 1e-9)
         scale = jnp.exp(params["logit_scale"])
         feature, affinity = jnp.zeros(()), jnp.zeros(())
+        own = {teacher.name: self._in_own_space(teacher, params, features, batch) for teacher in self.teachers}
+        heard = weights
+        if self.recipe.teacher_drop:
+            distances = {name: sum(losses.cosine_distance(s, t) for s, t in own[name].towers) for name in own}
+            heard = targets.drop_teachers(weights, distances, self.recipe.teacher_drop, self.seed, step)
         for teacher in self.teachers:
             stored, weight = batch["targets"][teacher.name], weights[teacher.name]
-            goal = {tower: self._own_target(teacher, tower, stored[tower]) for tower in ("image", "text")}
-            share = jnp.sum(weight) / taught
-            head = params["heads"][teacher.name]
-            said = [heads.apply(head[tower], x) for tower, x in (("image", features.image), ("text", features.text))]
-            feature = feature + share * losses.cosine(Inputs(*said, goal["image"], goal["text"], weight))
+            share, of_feature = jnp.sum(weight) / taught, heard[teacher.name]
+            inputs = own[teacher.name]._replace(weight=of_feature)
+            feature = feature + jnp.sum(of_feature) / taught * losses.cosine(inputs)
             if self.recipe.affinity_weight:
                 # The teacher's own affinities: uncentred, since its temperature belongs to those.
                 told = normalise(stored["image"]), normalise(stored["text"])
@@ -175,6 +200,12 @@ class DistillTask(ClipTask):
         if self.recipe.affinity_weight:
             parts["affinity"] = (self.recipe.affinity_weight, affinity)
         return parts
+
+    def _in_own_space(self, teacher: targets.TeacherTarget, params: Params, features: Features, batch: Batch) -> Inputs:
+        """What the student says through a teacher's heads, and the teacher's targets."""
+        stored, head = batch["targets"][teacher.name], params["heads"][teacher.name]
+        said = [heads.apply(head[tower], x) for tower, x in (("image", features.image), ("text", features.text))]
+        return Inputs(*said, *(self._own_target(teacher, tower, stored[tower]) for tower in ("image", "text")))
 
     def _own_target(self, teacher: targets.TeacherTarget, tower: str, stored: jax.Array) -> jax.Array:
         """Target `[n, out]` in the teacher's own space: what its map says, else of unit norm."""

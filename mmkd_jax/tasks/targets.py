@@ -12,6 +12,8 @@ import numpy as np
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.tasks.maps import TargetMap
 
+DROPPING = 1  # tells these draws from those of `draw_teacher`
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TeacherTarget:
@@ -83,6 +85,32 @@ def draw_teacher(present: Mapping[str, jax.Array], seed: int, step: jax.Array) -
     ]
     winner = jnp.argmax(jnp.stack(noise), axis=0)
     return {name: ((winner == i) & present[name]).astype(jnp.float32) for i, name in enumerate(names)}
+
+
+def drop_teachers(
+    weights: Mapping[str, jax.Array], losses: Mapping[str, jax.Array], rate: float, seed: int, step: jax.Array
+) -> dict[str, jax.Array]:
+    """Weights `[n]` by teacher with some left out at random: of each sample the hardest stays, others go at `rate`.
+
+    The hardest is the teacher of the largest loss among those of positive weight (UNIC, arXiv 2408.05088). What stays
+    is scaled to the sum that all had. Draws are keyed by name, as in `draw_teacher`.
+
+    Args:
+      weights: float32 `[n]`, at least 0.
+      losses: float32 `[n]`; they choose, and are not differentiated.
+      rate: chance of each other teacher to be left out.
+      seed: of the draws.
+      step: of the run, int32.
+    """
+    names = sorted(weights)
+    given = jnp.stack([weights[name] for name in names])
+    hard = jnp.stack([jax.lax.stop_gradient(losses[name]) for name in names])
+    hardest = jnp.argmax(jnp.where(given > 0, hard, -jnp.inf), axis=0)
+    keys = [jax.random.fold_in(jax.random.fold_in(name_key(seed, name), step), DROPPING) for name in names]
+    drawn = jnp.stack([jax.random.uniform(key, given.shape[1:]) for key in keys]) >= rate
+    kept = jnp.where(drawn | (jnp.arange(len(names))[:, None] == hardest), given, 0.0)
+    kept = kept * (jnp.sum(given, axis=0) / jnp.maximum(jnp.sum(kept, axis=0), 1e-9))
+    return dict(zip(names, kept, strict=True))
 
 
 def routing_table(

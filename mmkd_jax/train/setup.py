@@ -167,4 +167,7 @@ def _student(config: ConfigDict) -> dict[str, Any]:
         "loss": config.loss.task,
         "form": config.loss.form,
         "micro_batches": config.accumulate,
+        "widths": tuple(config.loss.widths),
+        "patch_drop": config.patches.drop,
+        "patch_drop_steps": config.patches.steps,
     }
