@@ -22,12 +22,13 @@ INDEX_SUFFIX = ".idx"
 _HEAD = struct.Struct("<QI")
 _FOOT = struct.Struct("<I")
 _INDEX_MAGIC = b"TFRIDX01"
+_COMPILED = google_crc32c.implementation == "c"  # it takes arrays too; the one in Python does not
 OVERHEAD = _HEAD.size + _FOOT.size  # bytes of framing a record
 
 
 def masked_crc(data: bytes | np.ndarray) -> int:
     """TensorFlow's masked CRC32C of `data`, as an unsigned 32-bit integer."""
-    crc = google_crc32c.value(data)
+    crc = google_crc32c.value(data if _COMPILED else bytes(data))
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
