@@ -1,5 +1,7 @@
 """Where a run begins: the order of the sources, what may start fresh, other meshes, other data, no empty folders."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,8 +168,11 @@ def test_told_so_a_run_goes_on_with_other_data_and_records_both(tmp_path):
 # One value that is not the smoke config's for each field that may change, in the order of `folder.FREE`.
 FREE = (
     "name=other", "watchdog=1.0", "wandb=x", "log_every=3", "save_every=3", "save_minutes=1.0", "keep=5",
-    "best=min:loss", "unsharded=1.0", "remat=full", "data.pairs=/moved", "data.threads=2", "features=/moved",
-    "routing=/moved", "mesh.data=4", "mesh.fsdp=2", "mesh.tensor=2", "mesh.slices=2", "sharding=(('.*', ()),)",
+    "best=min:loss", "unsharded=1.0", "remat=full", "accumulate=2", "loss.form=ring", "data.pairs=/moved",
+    "data.threads=2", "features=/moved", "routing=/moved", "selection=/moved", "maps=/moved", "tokenizer=/moved",
+    "init=/moved", "evaluation.every=2", "evaluation.pairs=/moved", "evaluation.sets=('busi',)",
+    "evaluation.tasks=('knn',)", "evaluation.prompts=names",
+    "mesh.data=4", "mesh.fsdp=2", "mesh.tensor=2", "mesh.slices=2", "sharding=(('.*', ()),)",
 )  # fmt: skip
 
 
@@ -195,6 +200,21 @@ def test_a_run_goes_on_with_other_fields_where_they_change_no_result(tmp_path):
             with pytest.raises(InputError, match=f"another config.{name} "):
                 folder.refuse_another(io.as_path(tmp_path), other)
     assert "spikes.action" not in changed
+
+
+def test_a_run_and_what_it_began_with_may_be_moved_but_not_exchanged(tmp_path, sources):
+    root, _ = sources
+    job, run = setup.build(tiny.stage1(*SMALL)), io.as_path(tmp_path / "run")
+    record = lambda init: folder.record(tiny.stage1(*SMALL, f"--config.init={init}"), job)  # noqa: E731
+    shutil.copytree(root / "seed1", tmp_path / "moved")
+    run.mkdir()
+    folder.claim(run, record(root / "seed1"))
+    folder.refuse_another(run, record(tmp_path / "moved"))
+    folder.claim(run, record("gone"))  # nothing asks for it any more, but it is remembered
+    folder.refuse_another(run, record(tmp_path / "moved"))
+    for other in (root / "seed2", ""):
+        with pytest.raises(InputError, match="another began"):
+            folder.refuse_another(run, record(other))
 
 
 def test_a_run_that_goes_on_otherwise_records_both(tmp_path, monkeypatch):

@@ -14,15 +14,17 @@ from ml_collections import ConfigDict
 from mmkd_jax import config as configs
 from mmkd_jax import io
 from mmkd_jax.errors import InputError
+from mmkd_jax.train import checkpoint
 from mmkd_jax.train.provenance import provenance
 from mmkd_jax.train.setup import Job
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
+BEGAN = "began"
 # What may differ whenever a run goes on: it changes no result but by rounding, or is a place whose content is hashed in
-# the record's `data`. (How far a roll-back goes depends on `save_every`.)
+# the record. (How far a roll-back goes depends on `save_every`.)
 FREE = (
     r"^config\.((name|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|accumulate|loss\.form"
-    r"|data\.(pairs|threads)|features|routing)$|(mesh|sharding|evaluation)(\.|$))"
+    r"|data\.(pairs|threads)|features|routing|selection|maps|tokenizer|init)$|(mesh|sharding|evaluation)(\.|$))"
 )
 # What may differ where `config.data.other_set` says that a run goes on with other data.
 DATA_FIELDS = r"^(data|config\.(data|features|teachers|routing))(\.|$)"
@@ -47,8 +49,17 @@ def opened(path: str | os.PathLike) -> Iterator[epath.Path]:
 
 
 def record(config: ConfigDict, job: Job) -> dict[str, Any]:
-    """What a run is: its config and its data."""
-    return {"config": configs.to_dict(config), "data": job.identity}
+    """What a run is: its config, its data, and a hash of the parameters it began with (None where they are gone)."""
+    return {"config": configs.to_dict(config), "data": job.identity, BEGAN: _parameters(config.init)}
+
+
+def _parameters(path: str) -> str | None:
+    """Hash of the parameters of the checkpoint at `path`; empty without one."""
+    try:
+        sums = checkpoint.load_meta(path).get("checksums", {}) if path else {}
+    except InputError:
+        return None  # a run that goes on does not need them; one that begins is told why
+    return io.hash_of({name: value for name, value in sums.items() if name.startswith("params/")}) if path else ""
 
 
 def refuse_another(workdir: epath.Path, now: dict[str, Any]) -> None:
@@ -58,6 +69,8 @@ def refuse_another(workdir: epath.Path, now: dict[str, Any]) -> None:
     told = now["config"]["data"]["other_set"]
     for name, before, after in differences(io.read_json(workdir / CONFIG), io.json_form(now)):
         if re.search(FREE, name) or (told and re.search(DATA_FIELDS, name)):
+            continue
+        if name == BEGAN and None in (before, after):
             continue
         advice = "use another --workdir, or that config"
         if re.search(DATA_FIELDS, name):
@@ -69,6 +82,8 @@ def claim(workdir: epath.Path, now: dict[str, Any]) -> None:
     """Writes config and provenance, once all that can be wrong with a run's input has been seen."""
     path = workdir / CONFIG
     before = io.read_json(path) if path.exists() else None
+    if before is not None and now[BEGAN] is None:
+        now = {**now, BEGAN: before.get(BEGAN)}
     if jax.process_index() != 0 or before == io.json_form(now):
         return
     made = {**provenance(now["data"]), "started": time.time()}

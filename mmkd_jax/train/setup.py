@@ -77,7 +77,8 @@ def build(config: ConfigDict) -> Job:
     count = len(rows.rows) if rows is not None else len(pairs)
     steps = config.steps or max(1, config.epochs * count // config.batch)
     make = registry.resolve(config.task, TASKS, "task")
-    identity = batches.identity | {"licences": _licences(pairs, features)}
+    vocabulary = io.hash_of({name: io.sha256(data) for name, data in tokenizer.files().items()})
+    identity = batches.identity | {"tokenizer": vocabulary, "licences": _licences(pairs, features)}
     if config.get("routing"):
         identity["routing"] = io.hash_of(routing.load(config.routing))
     if config.get("maps"):
