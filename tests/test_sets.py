@@ -48,6 +48,13 @@ def test_a_wrong_record_is_one_clear_line(change, message, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_the_record_in_the_documents_is_right(repository):
+    (text,) = re.findall(r"```json\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    record = sets.read(json.loads(text), "README.md")
+    assert record.classes.number("nv") == 1
+    assert record.split == {"test": 0.2}
+
+
 def check(root, capsys, name="toy"):
     code = main(["sets", "check", name, "--root", str(root)])
     printed = capsys.readouterr()
