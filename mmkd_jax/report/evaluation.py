@@ -1,5 +1,6 @@
 """What the page of an evaluation folder shows: gathered from results.json, predictions/ and kept examples."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +27,8 @@ def keep_examples(out: str | os.PathLike, pairs, sets: Sequence[Any]) -> None:
         ):
             model = _lead([r for r in rows if (r["task"], r["dataset"]) == (task, one.name)], task)
             if model and (key != "cases" or one.class_names):
-                found[key].append(pick(model, one))
+                with contextlib.suppress(InputError):  # an earlier evaluation's model, on other rows than these
+                    found[key].append(pick(model, one))
     io.write_json(io.as_path(out) / EXAMPLES, found)
 
 
