@@ -48,10 +48,16 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+def with_devices(count: int) -> str:
+    """These tests' XLA_FLAGS with so many fake devices."""
+    others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+    return " ".join([*others, f"--xla_force_host_platform_device_count={count}"])
+
+
 def together(arguments: Sequence[str], count: int, devices: int, **environ: str) -> list[subprocess.Popen]:
     """`count` processes that find each other, each with so many fake devices; alone it looks for no others."""
     address = free_address()
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": with_devices(devices), "JAX_PLATFORMS": "cpu"}
     processes = []
     for index in range(count):
         place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}

@@ -238,7 +238,7 @@ def pair(workdir, *changes, fault=""):
         "MMKD_HEARTBEAT_SECONDS": "10",
         **processes.ALIKE,
     }
-    environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    environ["XLA_FLAGS"] = processes.with_devices(2)
     faults = ("", fault)
     return [launch(workdir, *changes, **environ, fault=faults[i], JAX_PROCESS_ID=str(i)) for i in range(2)]
 
