@@ -82,7 +82,8 @@ def _row(record: Record, modality: str, value: str, x, middle: float, left: floa
     for place, (name, one) in enumerate(found.items()):
         if one and one[value] is not None:
             tip = element("title", f"{name}, {modality}: {one[value]:.3f}")
-            shape = mark(_shape(place), x(one[value]), middle, 5)
+            apart = min(2.5, 22 / len(found)) * (place - (len(found) - 1) / 2)  # pixels: equal ones stay in sight
+            shape = mark(_shape(place), x(one[value]), middle + apart, 5)
             parts.append(element("g", tip, shape, class_=_colour(place)))
     return parts
 
@@ -91,7 +92,7 @@ def _cell(row: str, column: str, number: float | None, x: float, y: float) -> Ma
     if number is None:
         return element("text", "–", x=x + _CELL / 2, y=y + _CELL / 2 + 4, text_anchor="middle", class_="tiny")
     tip = element("title", f"{row} and {column}: {number:.3f}")
-    depth = 0.04 + 0.7 * min(max(number, 0.0), 1.0)
+    depth = 0.04 + 0.46 * min(max(number, 0.0), 1.0)
     shade = f"fill:rgb(var(--shade) / {depth:.3f})"
     square = element("rect", x=x + 1, y=y + 1, width=_CELL - 2, height=_CELL - 2, rx=4, style=shade)
     text = f"{100 * number:.0f}".replace("-", "−")
