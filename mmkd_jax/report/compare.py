@@ -78,7 +78,8 @@ def _first(record: Mapping[str, Any]) -> str:
 def _coverage(record: Mapping[str, Any]) -> str:
     """How many of the sets the means are over: they cannot be read without it."""
     common, every = len(record["summary"]["datasets"]), len(record["sets"])
-    return f"{every} sets" if common == every else f"{common} of {every} sets"
+    shown = f"{every} set" if every == 1 else f"{every} sets"
+    return shown if common == every else f"{common} of {shown}"
 
 
 def left_out(record: Mapping[str, Any]) -> list[str]:

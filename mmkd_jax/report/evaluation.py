@@ -52,7 +52,7 @@ def gather(out: str | os.PathLike) -> dict[str, Any]:
     means = [row for record in records for row in _means(record)]
     lead = _lead(rows, next((task for task in RANKED if any(row["task"] == task for row in rows)), ""))
     for record in records:
-        notes += [note for note in (*compare.left_out(record), *record["notes"]) if note not in notes]
+        notes += [f"{record['task']}: {note}" for note in (*compare.left_out(record), *record["notes"])]
     return {
         "title": out.name,
         **_headed(records, rows),
