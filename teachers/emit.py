@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from PIL import Image
 
@@ -60,23 +61,9 @@ def emit(
         raise InputError(f"views must be at least 1, not {views}")
     if not teachers:
         raise InputError("no teacher is given; name at least one")
+    stored = {"policy": policy, "views": views, "rows": rows, "dtype": dtype}
     writers = {
-        name: FeatureWriter(
-            io.as_path(out) / name,
-            pairs,
-            teacher=name,
-            width=teacher.spec.embed,
-            views=views,
-            policy=policy,
-            license=teacher.spec.license,
-            weights_hash=teacher.weights_hash,
-            preprocess_hash=teacher.preprocess_hash,
-            backend=teacher.backend,
-            logit_scale=teacher.logit_scale,
-            rows=rows,
-            dtype=dtype,
-        )
-        for name, teacher in teachers.items()
+        name: _writer(io.as_path(out) / name, pairs, name, teacher, stored) for name, teacher in teachers.items()
     }
     wanted = _wanted(pairs, rows)
     pending = {name: set(writer.pending()) for name, writer in writers.items()}
@@ -96,6 +83,22 @@ def emit(
     if jax.process_index() == 0:
         for writer in writers.values():
             writer.finish()
+
+
+def _writer(path: epath.Path, pairs: PairsSet, name: str, teacher: Any, stored: Mapping[str, Any]) -> FeatureWriter:
+    """What writes a teacher's features, and says whose they are."""
+    return FeatureWriter(
+        path,
+        pairs,
+        teacher=name,
+        width=teacher.spec.embed,
+        license=teacher.spec.license,
+        weights_hash=teacher.weights_hash,
+        preprocess_hash=teacher.preprocess_hash,
+        backend=teacher.backend,
+        logit_scale=teacher.logit_scale,
+        **stored,
+    )
 
 
 def _wanted(pairs: PairsSet, rows: RowIndex | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from mmkd_jax.cli import main
 from mmkd_jax.data import media
 from mmkd_jax.data.ingest import ingest
 from mmkd_jax.data.pairs import PairsSet, pair_id
-from mmkd_jax.data.sources import Skipped, SourceRecord, open_source
+from mmkd_jax.data.sources import TABLE, Skipped, SourceRecord, open_source
 from mmkd_jax.errors import InputError
 
 
@@ -397,3 +397,9 @@ def test_real_data(mmkd_data, tmp_path):
     assert not train & test
     with pytest.raises(InputError, match="262 of 262 records cannot be used"):
         ingest(open_source("webdataset", [mmkd_data / "vqa_rad"]), tmp_path / "vqa")
+
+
+def test_help_names_every_source(capsys):
+    assert main(["ingest", "--help"]) == 0
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert f"{', '.join(TABLE)}, a module" in told

@@ -18,7 +18,7 @@ device by global batch, and time.
 
 import argparse
 
-HELP = "measure speed: encode, emit (teachers, flax beside torch), host (what storing and reading features costs), loss"
+HELP = "measure: encode, emit (flax beside torch), host (storing, reading features), loss (memory, time)"
 BOTH = {
     "encode": "pictures and texts a second of teachers' towers, flax beside torch",
     "emit": "pairs a second of whole emissions, flax beside torch, and where the time goes",

@@ -11,16 +11,17 @@ import ast
 import json
 from typing import Any
 
-from mmkd_jax import io
-from mmkd_jax.data.sources import TABLE
-from mmkd_jax.errors import InputError
-
 HELP = "turn pictures with texts or labels (WebDataset, CSV, folders, ...) into a set of pairs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("source", metavar="SOURCE", help=f"{', '.join(TABLE)}, a module, or a described set")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="webdataset, jsonl, csv, folders, parquet, medmnist, tfds, sample, mmkd_release, a module, "
+        "or a described set",
+    )
     parser.add_argument("--input", nargs="+", default=[], action="extend", metavar="PATH", help="what the source reads")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the new set")
     parser.add_argument(
@@ -46,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Ingests, and prints what is in the set."""
     from mmkd_jax.data import ingest
+    from mmkd_jax.errors import InputError
 
     if args.max_side is not None and args.max_side < 1:
         raise InputError(f"--max-side {args.max_side} is not a size in px")
@@ -67,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _source(name: str, inputs: list[str], options: dict[str, Any]):
     """The source of that name, or of the described set of that name or file."""
-    from mmkd_jax.data.sources import open_source
+    from mmkd_jax import io
+    from mmkd_jax.data.sources import TABLE, open_source
+    from mmkd_jax.errors import InputError
     from mmkd_jax.evals import sets
 
     if name in TABLE or not (name.endswith(".json") or name in sets.known()):
@@ -82,6 +86,8 @@ def _source(name: str, inputs: list[str], options: dict[str, Any]):
 
 def _option(text: str) -> tuple[str, Any]:
     """NAME=VALUE; the value is a Python literal, or else text."""
+    from mmkd_jax.errors import InputError
+
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise InputError(f"--option {text!r} is not NAME=VALUE")

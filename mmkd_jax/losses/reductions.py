@@ -58,7 +58,7 @@ class Logs(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LogSumExp:
+class LogSumExp(Reduction):
     """`log sum_j exp(scale a_i . b_j)` of rows, and of columns if `columns`.
 
     Live: a, b and `scale`; where `fixed_columns`, b is not differentiated. Fixed: `keep`, bool of each column (None:
@@ -99,7 +99,7 @@ class Sums(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SoftplusSum:
+class SoftplusSum(Reduction):
     """`sum_j log(1 + exp(scale a_i . b_j + bias))` of rows. Live: a, b and (`scale`, `bias`)."""
 
     def empty(self, n):
@@ -133,7 +133,7 @@ class Gaps(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Divergence:
+class Divergence(Reduction):
     """`KL(softmax_j(target_scale u_i . w_j) || softmax_j(scale a_i . b_j))` of rows and of columns, as `Gaps`.
 
     Live: a, b and `scale`. Fixed: (u, keep) of rows, (w, keep) of columns, and `target_scale`; `keep` is bool.
