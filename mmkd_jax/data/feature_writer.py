@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from mmkd_jax import io
-from mmkd_jax.data import tfrecord
+from mmkd_jax.data import npz, tfrecord
 from mmkd_jax.data.feature_codec import DTYPES, SCHEMA, TOWERS, Block, Moments
 from mmkd_jax.data.pairs import PairsSet
-from mmkd_jax.data.rows import RowIndex, npz_bytes, read_npz
+from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError, near
 
@@ -144,7 +144,7 @@ class FeatureWriter:
         }
         tfrecord.write(self.path / self._name(shard), [block.encode() for block in blocks])
         arrays = {k: v for tower in TOWERS for k, v in moments[tower].arrays(tower).items()}
-        io.write_bytes(self._statistics_file(shard), npz_bytes(**arrays, present=np.int64(present.sum())))
+        io.write_bytes(self._statistics_file(shard), npz.to_bytes(**arrays, present=np.int64(present.sum())))
 
     def finish(self) -> None:
         """Merges the statistics in the order of the shards and writes the manifest, last.
@@ -166,7 +166,7 @@ class FeatureWriter:
         merged = {tower: Moments.of(np.zeros((0, self.width))) for tower in TOWERS}
         shards = []
         for shard in range(len(self)):
-            part = read_npz(self._statistics_file(shard), "statistics of a shard")
+            part = npz.read(self._statistics_file(shard), "statistics of a shard")
             for tower in TOWERS:
                 merged[tower] = merged[tower].merge(Moments.from_arrays(tower, part))
             file = self.path / self._name(shard)
@@ -179,7 +179,7 @@ class FeatureWriter:
                     "sha256": io.sha256_file(file),
                 }
             )
-        statistics = npz_bytes(
+        statistics = npz.to_bytes(
             **{
                 f"{tower}_{field}": np.asarray(getattr(merged[tower], field))
                 for tower in TOWERS

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from mmkd_jax import io
-from mmkd_jax.data import tfrecord
+from mmkd_jax.data import npz, tfrecord
 from mmkd_jax.data.feature_codec import DTYPES, SCHEMA, TOWERS, Block, Moments
 from mmkd_jax.data.feature_writer import FeatureWriter
 from mmkd_jax.data.pairs import PairsSet
-from mmkd_jax.data.rows import read_npz
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError
 
@@ -119,7 +118,7 @@ class FeatureSet:
 
         Of the features as stored, over all views or captions of present rows; the covariance divides by the count.
         """
-        arrays = read_npz(self.path / "statistics.npz", "statistics of the features")
+        arrays = npz.read(self.path / "statistics.npz", "statistics of the features")
         return {
             tower: {
                 "count": int(arrays[f"{tower}_count"]),
@@ -270,7 +269,7 @@ def _check_files(path, manifest: dict[str, Any]) -> None:
         if (size := file.stat().length) != shard["bytes"]:
             how = "is truncated: it " if size < shard["bytes"] else ""
             raise InputError(f"{file} {how}has {size} bytes, the manifest says {shard['bytes']}; copy or emit again")
-    arrays = read_npz(path / "statistics.npz", "statistics of the features")
+    arrays = npz.read(path / "statistics.npz", "statistics of the features")
     for tower in TOWERS:
         if arrays[f"{tower}_mean"].shape != (manifest["width"],):
             raise InputError(

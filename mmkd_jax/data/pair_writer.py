@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from mmkd_jax import io
-from mmkd_jax.data import pair_codec, tfrecord
+from mmkd_jax.data import npz, pair_codec, tfrecord
 from mmkd_jax.data.pair_codec import Pair
-from mmkd_jax.data.rows import RowIndex, npz_bytes
+from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
 
 SCHEMA = 1
@@ -137,7 +137,7 @@ class PairsWriter:
         shards = self._write_shards(target)
         pair_codec.write_tfds_metadata(target, self.name, shards, f"Image-text pairs, content hash {content_hash}.")
         table, names = _table(self._columns)
-        table_bytes = npz_bytes(**table)
+        table_bytes = npz.to_bytes(**table)
         io.write_bytes(target / "table.npz", table_bytes)
         indices = {}
         for name, numbers in sorted(rows.items()):

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from mmkd_jax import io
-from mmkd_jax.data import pair_codec, tfrecord
+from mmkd_jax.data import npz, pair_codec, tfrecord
 from mmkd_jax.data.pair_codec import Pair, pair_id
 from mmkd_jax.data.pair_writer import SCHEMA, PairsWriter
-from mmkd_jax.data.rows import RowIndex, read_npz
+from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError, near
 
 __all__ = ["Pair", "PairsSet", "PairsWriter", "pair_id"]
@@ -65,7 +65,7 @@ class PairsSet:
                 raise InputError(f"{file} is missing; copy the set again or ingest it again")
             if (size := file.stat().length) != shard["bytes"]:
                 raise InputError(f"{file} has {size} bytes, the manifest says {shard['bytes']}; copy the set again")
-        table = read_npz(path / "table.npz", "table of the set")
+        table = npz.read(path / "table.npz", "table of the set")
         if any(len(column) != manifest["rows"] for column in table.values()):
             raise InputError(
                 f"{path}/table.npz does not have the manifest's {manifest['rows']} rows; copy the set again"

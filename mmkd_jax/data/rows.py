@@ -4,15 +4,13 @@ Splits, filters, subsamples and exclusions are all this one thing: a small file 
 """
 
 import dataclasses
-import io as std_io
-import json
 import os
-import zipfile
 from typing import Any
 
 import numpy as np
 
 from mmkd_jax import io
+from mmkd_jax.data import npz
 from mmkd_jax.errors import InputError
 
 
@@ -59,8 +57,8 @@ class RowIndex:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz` file, atomically, the same bytes every time."""
-        meta = {"set_hash": self.set_hash, "name": self.name, "made": self.made, "hash": self.hash}
-        io.write_bytes(path, npz_bytes(rows=self.rows, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8)))
+        meta = {"set_hash": self.set_hash, "name": self.name, "made": self.made}
+        npz.save_artefact(path, self.hash, meta, rows=self.rows)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RowIndex":
@@ -69,35 +67,8 @@ class RowIndex:
         Raises:
           InputError: there is none, or it is damaged.
         """
-        arrays = read_npz(path, "row index")
-        try:
-            meta = json.loads(arrays["meta"].tobytes())
-            index = cls(arrays["rows"], meta["set_hash"], meta["name"], meta["made"])
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path} is not a row index ({error}); make it again") from error
-        if index.hash != meta["hash"]:
-            raise InputError(f"{path} does not have the hash that it states; make it again")
-        return index
 
+        def make(arrays, meta):
+            return cls(arrays["rows"], meta["set_hash"], meta["name"], meta["made"])
 
-def npz_bytes(**arrays: np.ndarray) -> bytes:
-    """An uncompressed `.npz` whose bytes depend on the arrays alone."""
-    buffer = std_io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def read_npz(path: str | os.PathLike, what: str) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz`.
-
-    Raises:
-      InputError: it is missing or damaged.
-    """
-    path = io.as_path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; it should hold the {what}")
-    try:
-        with np.load(std_io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} (the {what}) is damaged: {error}; copy or write it again") from error
+        return npz.load_artefact(path, "row index", make, "make it again")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmkd_jax import io
+from mmkd_jax.data import npz
 from mmkd_jax.data.pairs import PairsSet
-from mmkd_jax.data.rows import npz_bytes, read_npz
 from mmkd_jax.errors import InputError, near
 
 
@@ -69,9 +69,7 @@ class Selection:
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz`, atomically."""
         meta = {"teachers": list(self.teachers), "pairs": self.pairs_hash, "rows": len(self.kept), "made": self.made}
-        meta["hash"] = self.hash
-        data = {"kept": np.packbits(self.kept), "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
-        io.write_bytes(path, npz_bytes(**data))
+        npz.save_artefact(path, self.hash, meta, kept=np.packbits(self.kept))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Selection":
@@ -80,14 +78,10 @@ class Selection:
         Raises:
           InputError: there is none, or it is damaged.
         """
-        arrays = read_npz(path, "selection")
-        try:
-            meta = json.loads(arrays["meta"].tobytes())
+
+        def make(arrays, meta):
             shape = meta["rows"], len(meta["teachers"])
             bits = np.unpackbits(arrays["kept"], count=shape[0] * shape[1]).astype(bool)
-            found = cls(bits.reshape(shape), tuple(meta["teachers"]), meta["pairs"], meta["made"])
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path} is not a selection ({error}); select again") from error
-        if found.hash != meta["hash"]:
-            raise InputError(f"{path} does not have the hash that it states; select again")
-        return found
+            return cls(bits.reshape(shape), tuple(meta["teachers"]), meta["pairs"], meta["made"])
+
+        return npz.load_artefact(path, "selection", make, "select again")

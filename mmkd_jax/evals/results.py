@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from mmkd_jax import io
-from mmkd_jax.data.rows import npz_bytes, read_npz
+from mmkd_jax.data import npz
 from mmkd_jax.errors import InputError
 
 SCHEMA = 1
@@ -109,7 +109,7 @@ def save_predictions(path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, value in arrays.items():
         if value.dtype.hasobject:
             raise InputError(f"predictions {name!r} hold Python objects; store text or numbers")
-    io.write_bytes(path, npz_bytes(**arrays))
+    io.write_bytes(path, npz.to_bytes(**arrays))
 
 
 def load_predictions(out, model: str, dataset: str, task: str) -> dict[str, np.ndarray]:
@@ -121,4 +121,4 @@ def load_predictions(out, model: str, dataset: str, task: str) -> dict[str, np.n
     path = predictions_path(out, model, dataset, task)
     if not path.exists():
         raise InputError(f"{path} does not exist; evaluate {model} on {dataset} ({task}) first")
-    return read_npz(path, "per-sample predictions")
+    return npz.read(path, "per-sample predictions")

@@ -6,7 +6,6 @@ by accident of their training; a map decides what of it counts.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +16,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from mmkd_jax import io
+from mmkd_jax.data import npz
 from mmkd_jax.data.feature_codec import TOWERS
 from mmkd_jax.data.features import FeatureSet
-from mmkd_jax.data.rows import npz_bytes, read_npz
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.losses.contrastive import normalise
 from mmkd_jax.tasks.hadamard import hadamard
@@ -76,8 +75,8 @@ class TargetMap:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one `.npz`, atomically."""
-        meta = {k: getattr(self, k) for k in ("kind", "teacher", "features", "unit", "hash")} | {"made": {**self.made}}
-        io.write_bytes(path, npz_bytes(**self._arrays(), meta=np.frombuffer(json.dumps(meta).encode(), np.uint8)))
+        meta = {k: getattr(self, k) for k in ("kind", "teacher", "features", "unit")} | {"made": {**self.made}}
+        npz.save_artefact(path, self.hash, meta, **self._arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TargetMap":
@@ -86,16 +85,12 @@ class TargetMap:
         Raises:
           InputError: there is none, or it is damaged.
         """
-        arrays = read_npz(path, "target map")
-        try:
-            meta = json.loads(arrays["meta"].tobytes())
+
+        def make(arrays, meta):
             parts = {part: {tower: arrays[f"{part}_{tower}"] for tower in TOWERS} for part in PARTS}
-            found = cls(meta["kind"], meta["teacher"], meta["features"], meta["unit"], **parts, made=meta["made"])
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{path} is not a target map ({error}); fit it again") from error
-        if found.hash != meta["hash"]:
-            raise InputError(f"{path} does not have the hash that it states; fit it again")
-        return found
+            return cls(meta["kind"], meta["teacher"], meta["features"], meta["unit"], **parts, made=meta["made"])
+
+        return npz.load_artefact(path, "target map", make, "fit it again")
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {f"{part}_{tower}": getattr(self, part)[tower] for part in PARTS for tower in TOWERS}
