@@ -24,7 +24,7 @@ from teachers.progress import Meter
 WIDTHS = (512,) * 7 + (768,) * 2  # of nine teachers' features, as those of MMKD-CLIP
 APART = ("decode", "preprocess", "encode")  # parts of emission that are not its own
 POLICY = ViewPolicy()
-BATCH = 256  # rows that training reads at a time
+BATCH = 1024  # rows that training reads at a time, as configs/stage1_clip.py has it
 
 
 class Instant:

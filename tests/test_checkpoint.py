@@ -340,11 +340,14 @@ def test_a_process_that_is_gone_is_not_told_as_a_full_disk(tmp_path, monkeypatch
     def connection_closed(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
+    def save_and_wait():
+        save(saver, 1)
+        saver._settle()
+
     with monkeypatch.context() as patch:
         patch.setattr(saver._manager, moment, connection_closed)
         with pytest.raises(jax.errors.JaxRuntimeError, match="closed by peer"):
-            save(saver, 1)
-            saver._settle()
+            save_and_wait()
 
 
 def test_a_state_whose_memory_was_taken_is_not_written_again(tmp_path, full_disk):
