@@ -93,7 +93,7 @@ def test_every_family_is_measured(name):
         (["emit", "--rows", "0"], "--rows must be at least 1, not 0"),
         (["emit", "--teachers", "PLIP", "PLIPP"], "did you mean 'PLIP'"),
         (["emit", "--rounds", "1", "--teachers", "PLIP=nowhere"], "does not exist"),
-        (["host", "--rows", "255"], "--rows must be at least 256, not 255"),
+        (["host", "--rows", "1023"], "--rows must be at least 1024, not 1023"),
         (["encode", "--batch", "0"], "--batch must be at least 1, not 0"),
         (["encode", "--rounds", "0"], "--rounds must be at least 1, not 0"),
         (["encode", "--teachers", "PLIPP"], "did you mean 'PLIP'"),

@@ -17,9 +17,11 @@ from mmkd_jax.errors import InputError
 from mmkd_jax.train import checkpoint, loop, optim, setup, sharding
 from mmkd_jax.train import state as states
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, quick_compilation):
     """An undisturbed run of four steps."""
     return loop.run(tiny.stage1(), tmp_path_factory.mktemp("run") / "stage1")
 
