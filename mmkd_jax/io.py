@@ -95,6 +95,28 @@ def make_workdir(path: str | os.PathLike) -> epath.Path:
 
 
 @contextlib.contextmanager
+def workdir(path: str | os.PathLike) -> Iterator[epath.Path]:
+    """The folder at `path`, made if need be; one that was made here and stays empty is removed again.
+
+    Raises:
+      InputError: it cannot be written to.
+    """
+    fresh = not as_path(path).exists()
+    folder = make_workdir(path)
+    try:
+        yield folder
+    finally:
+        if fresh:
+            remove_if_empty(folder)
+
+
+def remove_if_empty(folder: epath.Path) -> None:
+    """Removes a folder that is there with nothing in it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+@contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[epath.Path]:
     """A folder to fill, which becomes `path` when the block ends well, and is removed when it does not.
 

@@ -665,6 +665,20 @@ def test_command_refuses_wrong_input(line, words, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_command_leaves_no_folder_where_the_model_is_not_there(line, tmp_path, capsys, monkeypatch):
+    def missing(path, name=None):
+        raise InputError(f"{path} holds no checkpoint")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmkd_jax.api.load", missing)
+        assert line("--checkpoint", "a") == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "out").mkdir()  # the user's own stays
+        assert line("--checkpoint", "a") == 2
+        assert (tmp_path / "out").exists()
+
+
 def test_command_refuses_results_of_another_schema_before_it_works(line, tmp_path, capsys, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text('{"schema": 99, "rows": []}')

@@ -87,10 +87,9 @@ def run(args: argparse.Namespace) -> None:
     pairs = _pairs(args)
     sets = asked.chosen(base.sets_of(pairs, args.prompts), args.sets)
     asked.check(sets, tasks, named=bool(args.sets))
-    out = io.make_workdir(args.out)
-    if (out / "results.json").exists():
-        results.load(out / "results.json")  # refused now rather than after the work
-    with distributed.failing_at_once(()):
+    with io.workdir(args.out) as out, distributed.failing_at_once(()):
+        if (out / "results.json").exists():
+            results.load(out / "results.json")  # refused now rather than after the work
         _score(args, models, tasks, pairs, sets, out)
 
 

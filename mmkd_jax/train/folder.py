@@ -37,15 +37,12 @@ def opened(path: str | os.PathLike) -> Iterator[epath.Path]:
     Raises:
       InputError: it cannot be written to.
     """
-    fresh = not io.as_path(path).exists()
-    workdir = io.make_workdir(path)
-    try:
-        yield workdir
-    finally:
-        if fresh and not (workdir / CONFIG).exists():
-            for folder in (workdir / "checkpoints", workdir):
-                with contextlib.suppress(OSError):  # not there, or something is in it
-                    folder.rmdir()
+    with io.workdir(path) as workdir:
+        try:
+            yield workdir
+        finally:
+            if not (workdir / CONFIG).exists():
+                io.remove_if_empty(workdir / "checkpoints")
 
 
 def record(config: ConfigDict, job: Job) -> dict[str, Any]:
