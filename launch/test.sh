@@ -30,4 +30,5 @@ install_torch() {
 compgen -G ".venv/lib/python*/site-packages/open_clip_torch-*.dist-info" >/dev/null || install_torch
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} HF_HUB_OFFLINE=1
-exec "$python" -m pytest -n 2 --dist loadfile -rs "$@"
+# A process of tests that dies is a failure, told at once: one that took its place would wait for tests for ever.
+exec "$python" -m pytest -n 2 --dist loadfile --max-worker-restart 0 -rs "$@"
