@@ -41,7 +41,7 @@ def program(config, mesh=None):
     """`found` of a key, compiled once."""
     job, mesh = setup.build(config), mesh or {"data": 1}
     mesh = sharding.make_mesh(mesh, jax.devices()[: math.prod(mesh.values())])
-    batch = {k: v for k, v in job.batches.batch(2).items() if k in loop.DEVICE_FIELDS}
+    batch = {k: v for k, v in job.batches.batch(2).items() if k in job.fields}
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params, extra = jax.device_put(job.task.init(jax.random.key(1)), whole)
     batch = sharding.global_batch(batch, mesh)

@@ -172,7 +172,7 @@ def three_steps(stage: str, sizes: tuple, dropped: int | None = None):
     step = jax.jit(constraints.under(mesh, states.make_step(job.task, transform, 0)), out_shardings=(placed, None))
     reports = []
     for number in range(3):
-        batch = {k: v for k, v in job.batches.batch(number).items() if k in loop.DEVICE_FIELDS}
+        batch = {k: v for k, v in job.batches.batch(number).items() if k in job.fields}
         if dropped is not None:
             batch["image"][dropped] = batch["image"][dropped - 1]
         batch = sharding.global_batch(batch, mesh)

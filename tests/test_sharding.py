@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from mmkd_jax import cli
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import constraints
-from mmkd_jax.train import loop, optim, setup, sharding
+from mmkd_jax.train import optim, setup, sharding
 from mmkd_jax.train import state as states
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -126,7 +126,7 @@ def test_optimiser_state_follows_its_parameter_and_no_placement_changes_the_loss
     config = tiny.stage1("--config.batch=16", *SMALL, "--config.model.image.heads=4", "--config.model.text.heads=4")
     job = setup.build(config)
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
-    batch = {k: v for k, v in job.batches.batch(0).items() if k in loop.DEVICE_FIELDS}
+    batch = {k: v for k, v in job.batches.batch(0).items() if k in job.fields}
     init = lambda: states.init_state(job.task, transform, 0)  # noqa: E731
     rules = {
         "everywhere": ((".*", ()),),

@@ -301,7 +301,7 @@ def go_on(state, mesh, job, transform, config, steps=(2, 3)):
     losses = []
     for step in steps:
         batch = job.batches.batch(step)
-        batch = sharding.global_batch({k: batch[k] for k in loop.DEVICE_FIELDS if k in batch}, mesh)
+        batch = sharding.global_batch({k: batch[k] for k in job.fields if k in batch}, mesh)
         state, reports = step_fn(state, batch)
         losses.append(float(reports["loss"]))
     return np.array(losses), flat(state.params), state

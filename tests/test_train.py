@@ -104,7 +104,7 @@ def test_one_device_and_eight_give_the_same_loss_and_gradient():
     config = tiny.stage1("--config.batch=16")
     job = setup.build(config)
     transform = optim.optimizer(config.optimizer, job.steps, job.task.lr_scale)
-    batch = {k: v for k, v in job.batches.batch(0).items() if k in loop.DEVICE_FIELDS}
+    batch = {k: v for k, v in job.batches.batch(0).items() if k in job.fields}
     reports = {}
     for count in (1, 8):
         mesh = sharding.make_mesh({"data": -1}, jax.devices()[:count])
@@ -116,7 +116,7 @@ def test_one_device_and_eight_give_the_same_loss_and_gradient():
     assert len(reports[8]["loss"].sharding.device_set) == 8
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(reports[1][name], reports[8][name], rtol=2e-5)
-    other = {k: v for k, v in job.batches.batch(1).items() if k in loop.DEVICE_FIELDS}
+    other = {k: v for k, v in job.batches.batch(1).items() if k in job.fields}
     _, wrong = step(state, sharding.global_batch(other, mesh))
     assert abs(wrong["loss"] / reports[8]["loss"] - 1) > 2e-4  # the check would see another batch
 

@@ -24,7 +24,8 @@ class Task(Protocol):
 
     `encode` is applied to a batch (or to its micro-batches), `objective` to the features of the whole batch, so that
     contrastive losses stay exact however the encoding is split. Every draw comes from `key`, `step` or the batch's
-    own row numbers: a step is a pure function of the state and the batch.
+    own row numbers: a step is a pure function of the state and the batch. Of `model` the loop reads `spec`, which a
+    checkpoint keeps as `spec.to_dict()`; a head on features has a spec of its own, and features of any form.
     """
 
     model: DualEncoder

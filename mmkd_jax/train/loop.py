@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,11 +29,14 @@ from mmkd_jax.train.start import first_state, inherited
 from mmkd_jax.train.state import make_step
 from mmkd_jax.train.watchdog import Watchdog
 
-DEVICE_FIELDS = ("image", "text", "modality", "targets")  # of a batch; the rest stays on the host
 
-
-def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
+def run(
+    config: ConfigDict, workdir: str | os.PathLike, build: Callable[[ConfigDict], setup.Job] = setup.build
+) -> epath.Path:
     """Trains as `config` says in `workdir`, from where an earlier run there stopped; returns the folder.
+
+    What is trained is what `build` makes of the config: a student, unless another builder is given (of a head on
+    features, say, whose config `heads.config` makes).
 
     Left behind: `config.json`, `provenance.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, and `rollbacks.json`
     if it went back after spikes.
@@ -45,7 +49,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> epath.Path:
     with folder.opened(workdir) as workdir:
         mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.batch, mesh)
-        job = setup.build(config)
+        job = build(config)
         folder.refuse_another(workdir, folder.record(config, job))
         saver = checkpoint.Checkpoints(
             workdir, every=config.save_every, keep=config.keep, minutes=config.save_minutes, best=config.best
@@ -83,13 +87,13 @@ def _train(
     log = metrics.MetricsLog(workdir, start, configs.to_dict(config))
     progress = metrics.Progress(config.name, start, job.steps, config.batch)
     kept = inherited(config, saver)
-    meta = checkpoint.describe(job.task.model.spec, job.tokenizer.files(), configs.to_dict(config), job.identity, kept)
+    meta = checkpoint.describe(job.task.model.spec, job.files(), configs.to_dict(config), job.identity, kept)
     paths = stability.parameter_paths(state.params)
     watched: list[tuple[int, dict[str, Any]]] = []
     with distributed.failing_at_once(stability.NotFiniteError), contextlib.closing(log), contextlib.closing(progress):
         for done, batch in rollback.iterate(job.batches, past, start, job.steps, config.data.threads):
             step = done + 1
-            on_device = sharding.global_batch({k: batch[k] for k in DEVICE_FIELDS if k in batch}, mesh)
+            on_device = sharding.global_batch({k: batch[k] for k in job.fields if k in batch}, mesh)
             with jax.transfer_guard("disallow"):  # nothing is copied from or between devices unnoticed
                 state, reports = step_fn(state, on_device)
             watched.append((step, reports))

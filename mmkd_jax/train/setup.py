@@ -33,17 +33,23 @@ class Job:
 
     Attributes:
       task: see `mmkd_jax.tasks.base`.
-      batches: the global batch as a function of the step.
-      tokenizer: the student's.
+      batches: the global batch as a function of the step: `iterate(start, stop, threads)` as of `Batches`.
+      tokenizer: the student's; None for what reads no text.
       steps: number of updates in all.
       identity: hashes of all data that the run is made of.
+      fields: of a batch, which go to the devices; the rest stays on the host.
     """
 
     task: Task
     batches: Batches
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: tokenizers.Tokenizer | None
     steps: int
     identity: dict[str, Any]
+    fields: tuple[str, ...] = ("image", "text", "modality", "targets")
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer's files by name."""
+        return self.tokenizer.files() if self.tokenizer else {}
 
 
 def build(config: ConfigDict) -> Job:
