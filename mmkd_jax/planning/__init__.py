@@ -1,0 +1,1 @@
+"""What a training run needs and costs, before there is a machine for it."""
