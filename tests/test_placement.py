@@ -213,7 +213,7 @@ def test_the_losses_notice_one_wrong_sample():
 
 def compiled_tower(monkeypatch, sizes, wrap):
     """HLO of an image tower's gradient with its loops kept."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # a CPU's program unrolls the layers
+    monkeypatch.setattr(constraints, "platform", lambda: "tpu")  # a CPU's program unrolls the layers
     tower = ImageTower(width=32, layers=3, heads=4, patch=16, image_size=32, mlp_width=128)
     text = TextTower(width=32, layers=1, heads=4, mlp_width=64, vocab_size=20, positions=8, context=8)
     model = DualEncoder(ModelSpec(image=tower, text=text, embed=16, preprocess=Preprocess(32)), remat="full")

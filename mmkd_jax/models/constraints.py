@@ -27,6 +27,12 @@ def under(mesh: Mesh, function: Callable) -> Callable:
     return traced
 
 
+def platform() -> str:
+    """What the function that is traced will run on: `cpu`, `gpu` or `tpu`, which need not be there to compile for."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 def divide(x: jax.Array, axes: Mapping[int, str | tuple[str, ...]]) -> jax.Array:
     """`x` with the dimensions in `axes` divided over those mesh axes, and whole in every other dimension.
 

@@ -249,5 +249,5 @@ def apply_stack(
 
     # On a CPU a loop's stacked residuals are copied and not fused: four layers at a time are about a fifth faster
     # (forward and backward, width 128, 4 layers, batch 128). Accelerators keep the short program.
-    unroll = 4 if jax.default_backend() == "cpu" else 1
+    unroll = 4 if constraints.platform() == "cpu" else 1
     return jax.lax.scan(REMAT[remat](body), constraints.samples(x), (states, keys), unroll=unroll)[0]

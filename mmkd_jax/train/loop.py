@@ -10,7 +10,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mmkd_jax import config as configs
-from mmkd_jax.models import constraints
 from mmkd_jax.train import (
     checkpoint,
     distributed,
@@ -78,11 +77,8 @@ def _train(
     state = first_state(config, mesh, job, transform, saver)
     folder.claim(workdir, folder.record(config, job))
     placement.report(state.params, mesh, workdir)
-    step_fn = jax.jit(
-        constraints.under(mesh, make_step(job.task, transform, config.seed)),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-    )
+    placed = jax.tree.map(lambda x: x.sharding, state)
+    step_fn = sharding.program(make_step(job.task, transform, config.seed), mesh, placed)
     start = int(state.step)
     log = metrics.MetricsLog(workdir, start, configs.to_dict(config))
     progress = metrics.Progress(config.name, start, job.steps, config.batch)

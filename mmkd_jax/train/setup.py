@@ -128,7 +128,7 @@ def open_features(config: ConfigDict, pairs: PairsSet) -> dict[str, FeatureSet]:
 
 def clip_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features: dict[str, FeatureSet]) -> Task:
     """Stage 1."""
-    return ClipTask(spec, **_student(config))
+    return ClipTask(spec, **student(config))
 
 
 def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features: dict[str, FeatureSet]) -> Task:
@@ -144,7 +144,7 @@ def distill_task(config: ConfigDict, spec: ModelSpec, pairs: PairsSet, features:
         Recipe(**configs.to_dict(config.recipe)),
         targets.routing_table(table, pairs.modalities, [teacher.name for teacher in teachers]),
         seed=config.seed,
-        **_student(config),
+        **student(config),
     )
 
 
@@ -162,7 +162,7 @@ def teacher_target(features: FeatureSet, fitted: maps.TargetMap | None = None) -
     )
 
 
-def _student(config: ConfigDict) -> dict[str, Any]:
+def student(config: ConfigDict) -> dict[str, Any]:
     """What both stages' tasks take alike."""
     if config.dtype not in DTYPES:
         raise InputError(f"dtype {config.dtype!r}: {near(config.dtype, DTYPES)}")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmkd_jax.errors import InputError, near
-from mmkd_jax.models.constraints import AXES, BATCH_AXES
+from mmkd_jax.models.constraints import AXES, BATCH_AXES, under
 from mmkd_jax.train.optim import path_of
 
 
@@ -94,17 +94,28 @@ def global_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
-def check_batch(batch: int, mesh: Mesh) -> None:
-    """Refuses a global batch that the mesh cannot split evenly, and a mesh that gives processes common samples."""
+def check_divides(batch: int, mesh: Mesh) -> int:
+    """The number of parts that `mesh` cuts a global batch into; refuses one that it cannot cut evenly."""
     ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
     if batch % ways:
         raise InputError(f"batch {batch} is not a multiple of the {ways} data-parallel devices of the mesh")
+    return ways
+
+
+def check_batch(batch: int, mesh: Mesh) -> None:
+    """Refuses a global batch that the mesh cannot split evenly, and a mesh that gives processes common samples."""
+    ways = check_divides(batch, mesh)
     mine = {str(index) for index in batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()}
     if len(mine) * jax.process_count() != ways:
         raise InputError(
             f"the tensor axis of {mesh.shape['tensor']} devices crosses processes, which read different samples; "
             "make it a divisor of the devices of one process"
         )
+
+
+def program(step: Callable, mesh: Mesh, placement: Any) -> Callable:
+    """A step compiled for `mesh`; it takes over the memory of its state, whose placement is `placement`."""
+    return jax.jit(under(mesh, step), donate_argnums=0, out_shardings=(placement, None))
 
 
 def _check_placement(name: str, shape: tuple[int, ...], placement: Sequence[str | None], mesh: Mesh) -> None:
