@@ -1,12 +1,13 @@
-"""Survival from covariates or pooled features by penalised Cox regression, in nested folds.
+"""Survival in nested folds: any model that predicts a tested fold from the others is scored in the same way.
 
-For each fold in turn: the penalty is chosen by the C-index on the next fold, the model fitted anew on all but the
-tested fold, and the tested fold scored. Numbers are means over tested folds, so that only patients scored by the same
-model are compared; intervals resample patients within folds, the same for all models of one set of patients.
+For each fold in turn a model is fitted without it, chosen on the next fold, and scores the tested one. Numbers are
+means over tested folds, so that only patients scored by the same model are compared; intervals resample patients
+within folds, the same for all models of one set of patients. Here: penalised Cox regression on covariates or pooled
+features; `survival_heads` has attention over bags.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,23 +24,49 @@ _TIMES = 5
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of a tested fold's n patients.
+
+    Attributes:
+      risk: float64 `[n]`, higher for earlier events.
+      middle: the median risk of the patients that the model saw.
+      survival: probability of no event by each of times `[k]`: float64 `[n, k]`.
+      chosen: what the fold beside chose: the penalty's strength, the number of steps.
+    """
+
+    risk: np.ndarray
+    middle: float
+    survival: Callable[[np.ndarray], np.ndarray]
+    chosen: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
     """What nested folds give.
 
     Attributes:
       risk: float64 `[n]`, of each patient by the model that did not see it, less the median risk of the patients that
         the model saw; NaN for patients in no fold.
-      metrics: mean over folds by name: `c_index`, `c_index_ipcw`, `auc`, `brier` (integrated).
-      c_index: with its resamples.
-      folds: by fold: name, strength, n, events, C-index.
+      estimates: mean over folds by name, with resamples: `c_index`, `c_index_ipcw`, `auc`, `brier` (integrated), and
+        `auc@T` for the times asked for.
+      folds: by fold: name, what was chosen, n, events, C-index.
       log_rank: statistic and p of risks above against below zero, all folds together.
     """
 
     risk: np.ndarray
-    metrics: dict[str, float]
-    c_index: Estimate
+    estimates: dict[str, Estimate]
     folds: list[dict[str, Any]]
     log_rank: tuple[float, float]
+
+    @property
+    def c_index(self) -> Estimate:
+        """With its resamples."""
+        return self.estimates["c_index"]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The values by name."""
+        return {name: one.value for name, one in self.estimates.items()}
 
 
 def run(
@@ -49,10 +76,11 @@ def run(
     *,
     l1_ratio: float = 0.0,
     strengths: tuple[float, ...] = STRENGTHS,
+    times: Sequence[float] = (),
     resamples: int = 1000,
     seed: int = 0,
 ) -> Scored:
-    """Fits, chooses and scores.
+    """Cox regression: fits, chooses and scores.
 
     Args:
       covariates: float `[n, k]`, NaN where missing.
@@ -60,37 +88,61 @@ def run(
       folds: of `survival_folds.nested`.
       l1_ratio: 0 for ridge, up to 1 for lasso.
       strengths: of the penalty, to choose from.
+      times: at which the AUC is told too.
       resamples: of the interval.
       seed: of the resamples.
 
     Raises:
       InputError: a fold cannot be fitted or scored.
     """
-    risk, told, sums = np.full(len(outcomes), np.nan), [], []
-    replicates = np.zeros(resamples)
-    rng = np.random.default_rng(seed)
-    for fold in folds:
+
+    def predict(fold: Fold) -> Prediction:
         strength = _chosen(covariates, outcomes, fold, l1_ratio, strengths)
         seen = np.concatenate([fold.train, fold.val])
         x = standardise(covariates, seen)
         model = cox.fit(x[seen], outcomes[seen], strength=strength, l1_ratio=l1_ratio)
-        own = model.risk(x[fold.test])
-        risk[fold.test] = own - np.median(model.risk(x[seen]))
-        test = outcomes[fold.test]
+        tested = x[fold.test]
+        middle = float(np.median(model.risk(x[seen])))
+        return Prediction(model.risk(tested), middle, lambda at: model.survival(tested, at), strength)
+
+    return scored(predict, outcomes, folds, times=times, resamples=resamples, seed=seed)
+
+
+def scored(
+    predict: Callable[[Fold], Prediction],
+    outcomes: Outcomes,
+    folds: Sequence[Fold],
+    *,
+    times: Sequence[float] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Scored:
+    """Scores a model that is made anew for each fold; see `run`.
+
+    Raises:
+      InputError: a fold cannot be fitted or scored.
+    """
+    risk, told, found = np.full(len(outcomes), np.nan), [], []
+    rng = np.random.default_rng(seed)
+    for fold in folds:
+        said = predict(fold)
+        risk[fold.test] = said.risk - said.middle
+        test, seen = outcomes[fold.test], outcomes[np.concatenate([fold.train, fold.val])]
         weights = rng.multinomial(len(test), np.full(len(test), 1 / len(test)), resamples)
-        replicates += survival_metrics.concordance(test, own, weights) / len(folds)
-        sums.append(_metrics(model, x[fold.test], own, outcomes[seen], test))
+        found.append(_estimates(said, seen, test, times, weights))
         counts = {"n": len(test), "events": int(test.event.sum())}
-        told.append({"fold": fold.name, "strength": strength, **counts, "c_index": sums[-1]["c_index"]})
-    means = {name: float(np.mean([one[name] for one in sums])) for name in sums[0]}
-    scored = np.isfinite(risk)
-    return Scored(risk, means, Estimate(means["c_index"], replicates), told, _log_rank(outcomes[scored], risk[scored]))
+        told.append({"fold": fold.name, "chosen": said.chosen, **counts, "c_index": found[-1]["c_index"].value})
+    means = {
+        name: _mean([one[name] for one in found if name in one]) for name in dict.fromkeys(n for o in found for n in o)
+    }
+    inside = np.isfinite(risk)
+    return Scored(risk, means, told, _log_rank(outcomes[inside], risk[inside]))
 
 
-def difference(first: Scored, second: Scored) -> Estimate:
-    """C-index of the first less that of the second, paired by patient: both of the same folds, resamples and seed."""
-    values = (first.c_index.value - second.c_index.value, first.c_index.replicates - second.c_index.replicates)
-    return Estimate(*values)
+def difference(first: Scored, second: Scored, metric: str = "c_index") -> Estimate:
+    """A metric of the first less that of the second, paired by patient: both of the same folds, resamples and seed."""
+    one, other = first.estimates[metric], second.estimates[metric]
+    return Estimate(one.value - other.value, one.replicates - other.replicates)
 
 
 def curves(outcomes: Outcomes, risk: np.ndarray) -> Mapping[str, dict[str, Any]]:
@@ -118,20 +170,39 @@ def _chosen(covariates, outcomes, fold: Fold, l1_ratio: float, strengths) -> flo
     return max(scores, key=lambda one: one[0])[1]
 
 
-def _metrics(model: cox.Cox, x: np.ndarray, risk: np.ndarray, train: Outcomes, test: Outcomes) -> dict[str, float]:
-    """All numbers of a tested fold; NaN where the fold's times are too few for one."""
-    horizon = float(np.quantile(train.time, HORIZON))
-    found = {
-        "c_index": survival_metrics.concordance(test, risk),
-        "c_index_ipcw": survival_metrics.concordance_ipcw(train, _until(test, horizon), risk, horizon),
-    }
-    times = np.linspace(test.time[test.event].min(), min(horizon, np.max(test.time) * 0.99), _TIMES)
-    if not (np.diff(times) > 0).all():
-        return found | {"auc": np.nan, "brier": np.nan}
+def _estimates(
+    said: Prediction, train: Outcomes, test: Outcomes, asked: Sequence[float], weights
+) -> dict[str, Estimate]:
+    """All numbers of a tested fold; those that its times are too few for are left out."""
+    horizon, risk = float(np.quantile(train.time, HORIZON)), said.risk
     cut = _until(test, horizon)
-    found["auc"] = survival_metrics.dynamic_auc(train, cut, risk, times[:-1])[1]
-    survival = model.survival(x, times[:-1])
-    return found | {"brier": survival_metrics.integrated_brier(train, cut, survival, times[:-1])}
+    measure = survival_metrics
+    found = {
+        "c_index": Estimate(measure.concordance(test, risk), measure.concordance(test, risk, weights)),
+        "c_index_ipcw": Estimate(
+            measure.concordance_ipcw(train, cut, risk, horizon),
+            measure.concordance_ipcw(train, cut, risk, horizon, weights),
+        ),
+    }
+    first, last = test.time[test.event].min(), min(horizon, np.max(test.time) * 0.99)
+    times = np.linspace(first, last, _TIMES)[:-1]
+    if last > first:
+        values = [measure.dynamic_auc(train, cut, risk, times, w)[1] for w in (None, weights)]
+        found["auc"] = Estimate(*values)
+        curve = said.survival(times)
+        found["brier"] = Estimate(*(measure.integrated_brier(train, cut, curve, times, w) for w in (None, weights)))
+    for time in asked:
+        if first <= time < min(test.time.max(), train.time.max()):
+            end = _until(test, np.nextafter(time, np.inf))
+            value, replicates = (measure.dynamic_auc(train, end, risk, [time], w)[0] for w in (None, weights))
+            found[f"auc@{time:g}"] = Estimate(float(value[0]), replicates[:, 0])
+    return found
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over the folds that have the number."""
+    values = np.array([one.value for one in estimates])
+    return Estimate(float(values.mean()), np.mean([one.replicates for one in estimates], axis=0))
 
 
 def _until(outcomes: Outcomes, horizon: float) -> Outcomes:

@@ -39,10 +39,11 @@ def concordance(outcomes: Outcomes, risk, weights=None) -> np.ndarray | float:
     return float(index[0]) if weights is None else index
 
 
-def concordance_ipcw(train: Outcomes, outcomes: Outcomes, risk, tau: float | None = None) -> float:
+def concordance_ipcw(train: Outcomes, outcomes: Outcomes, risk, tau: float | None = None, weights=None):
     """Uno's C: Harrell's, each pair weighted by the inverse squared probability of not being censored before.
 
-    Uno et al., Statistics in Medicine 30(10), 2011. Events at `tau` or later do not count.
+    Uno et al., Statistics in Medicine 30(10), 2011. Events at `tau` or later do not count. With `weights` (as of
+    `concordance`) float64 `[resamples]`, NaN where a resample has no comparable pair.
 
     Raises:
       InputError: no comparable pair; an event after the last training time; or one where no training patient is left.
@@ -51,13 +52,15 @@ def concordance_ipcw(train: Outcomes, outcomes: Outcomes, risk, tau: float | Non
     counted = outcomes.event if tau is None else outcomes.event & (outcomes.time < tau)
     inverse = np.zeros(len(outcomes))
     inverse[counted] = _inverse(train, outcomes.time[counted])
-    right, pairs = _pairs(outcomes, risk, np.ones((1, len(outcomes))), inverse**2)
-    if not pairs[0]:
+    counts = np.ones((1, len(outcomes))) if weights is None else np.asarray(weights, np.float64)
+    right, pairs = _pairs(outcomes, risk, counts, inverse**2)
+    if weights is None and not pairs[0]:
         raise InputError("no pair of patients is comparable (too few events): there is no C-index")
-    return float(right[0] / pairs[0])
+    index = np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return float(index[0]) if weights is None else index
 
 
-def dynamic_auc(train: Outcomes, outcomes: Outcomes, risk, times) -> tuple[np.ndarray, float]:
+def dynamic_auc(train: Outcomes, outcomes: Outcomes, risk, times, weights=None):
     """Cumulative and dynamic AUC: of those with the event by t against those without it after t.
 
     Hung and Chiang 2010; the mean weighs times by how far the survival curve falls between them (Lambert and Chevret
@@ -68,32 +71,38 @@ def dynamic_auc(train: Outcomes, outcomes: Outcomes, risk, times) -> tuple[np.nd
       outcomes: of n patients.
       risk: float `[n]`.
       times: `[k]`, ascending, within the times of `outcomes`, before the last.
+      weights: how often each patient counts in each resample, `[resamples, n]`, or None.
 
     Returns:
-      float64 `[k]` and the mean.
+      float64 `[k]` and the mean; with `weights` `[resamples, k]` and `[resamples]`, NaN where a resample has no case or
+      no control.
 
     Raises:
       InputError: times outside that range, or before the first event.
     """
     risk, times = _finite(risk, len(outcomes)), _times(outcomes, times)
+    counts = np.ones((1, len(outcomes))) if weights is None else np.asarray(weights, np.float64)
     inverse = np.zeros(len(outcomes))
     inverse[outcomes.event] = _inverse(train, outcomes.time[outcomes.event])
-    found = np.empty(len(times))
+    ordered = np.where(np.abs(risk[:, None] - risk) <= TIED, 0.5, risk[:, None] > risk)
+    found = np.full((len(counts), len(times)), np.nan)
     for k, t in enumerate(times):
-        case = outcomes.event & (outcomes.time <= t)
+        case, control = outcomes.event & (outcomes.time <= t), outcomes.time > t
         if not case.any():
             raise InputError(f"no patient has the event by {t:g}: there is no AUC; evaluate at later times")
-        controls = np.sort(risk[outcomes.time > t])
-        below, above = (
-            np.searchsorted(controls, risk[case] + s * TIED, side) for s, side in ((-1, "left"), (1, "right"))
-        )
-        found[k] = np.average((below + above) / (2 * len(controls)), weights=inverse[case])
-    fall = -np.diff(kaplan_meier(outcomes)(times), prepend=1.0)
-    return found, float(found @ fall / fall.sum())
+        cases, controls = counts[:, case] * inverse[case], counts[:, control]
+        right, every = ((cases @ ordered[case][:, control]) * controls).sum(1), cases.sum(1) * controls.sum(1)
+        np.divide(right, every, out=found[:, k], where=every > 0)
+    fall = np.stack([-np.diff(kaplan_meier(outcomes, row)(times), prepend=1.0) for row in counts])
+    whole = fall.sum(axis=1)
+    mean = np.divide((found * fall).sum(axis=1), whole, out=np.full(len(counts), np.nan), where=whole > 0)
+    return (found[0], float(mean[0])) if weights is None else (found, mean)
 
 
-def brier(train: Outcomes, outcomes: Outcomes, survival, times) -> np.ndarray:
+def brier(train: Outcomes, outcomes: Outcomes, survival, times, weights=None) -> np.ndarray:
     """Brier score at each time, weighted for censoring (Graf et al., Statistics in Medicine 18, 1999): float64 `[k]`.
+
+    With `weights` (as of `concordance`) `[resamples, k]`.
 
     Args:
       train: the patients whose censoring gives the weights.
@@ -111,19 +120,23 @@ def brier(train: Outcomes, outcomes: Outcomes, survival, times) -> np.ndarray:
     at_event, at_time = (np.where(g > 0, g, np.inf) for g in (watched(outcomes.time), watched(times)))
     case = (outcomes.time[:, None] <= times) & outcomes.event[:, None]
     control = outcomes.time[:, None] > times
-    return (survival**2 * case / at_event[:, None] + (1 - survival) ** 2 * control / at_time).mean(axis=0)
+    errors = survival**2 * case / at_event[:, None] + (1 - survival) ** 2 * control / at_time
+    if weights is None:
+        return errors.mean(axis=0)
+    return (np.asarray(weights, np.float64) @ errors) / np.sum(weights, axis=1, keepdims=True)
 
 
-def integrated_brier(train: Outcomes, outcomes: Outcomes, survival, times) -> float:
-    """Mean of `brier` over the range of `times` by trapezoids.
+def integrated_brier(train: Outcomes, outcomes: Outcomes, survival, times, weights=None):
+    """Mean of `brier` over the range of `times` by trapezoids: a number, or with `weights` `[resamples]`.
 
     Raises:
       InputError: fewer than two times, or as `brier`.
     """
-    scores, times = brier(train, outcomes, survival, times), np.asarray(times, np.float64)
+    scores, times = brier(train, outcomes, survival, times, weights), np.asarray(times, np.float64)
     if len(times) < 2:
         raise InputError("an integrated Brier score needs at least two times")
-    return float(np.trapezoid(scores, times) / (times[-1] - times[0]))
+    found = np.trapezoid(scores, times) / (times[-1] - times[0])
+    return float(found) if weights is None else found
 
 
 def _pairs(outcomes: Outcomes, risk, counts, inverse) -> tuple[np.ndarray, np.ndarray]:
