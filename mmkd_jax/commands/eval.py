@@ -57,9 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="zeroshot, retrieval, linear_probe, multilabel (default: these four), retrieval_all, knn, "
-        "label_efficiency, calibration; zeroshot_ with mmkd, unimed, clip_benchmark, open_clip, conch or medmnist, "
-        "as they count",
+        help="zeroshot, retrieval, linear_probe, multilabel, vqa, vqa_zeroshot (default: these six), retrieval_all, "
+        "knn, label_efficiency, calibration, vqa_pubmedclip; zeroshot_ with mmkd, unimed, clip_benchmark, open_clip, "
+        "conch or medmnist, as they count",
     )
     parser.add_argument(
         "--prompts",
@@ -212,6 +212,7 @@ def _student(path: str, name: str):
 
 def _print(rows: list[dict]) -> None:
     shown = {"zeroshot": "balanced_accuracy", "linear_probe": "balanced_accuracy", "retrieval": "i2t_R@5_of_"}
+    shown |= {"vqa": ("accuracy", "closed_accuracy", "open_accuracy"), "vqa_zeroshot": ("yes_no",)}
     for row in rows:
         if row["metric"].startswith(shown.get(row["task"], "")) and not row["metric"].endswith("_strict"):
             interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -34,8 +34,8 @@ def ingest(
     """Writes the records of all sources as one set.
 
     Row indices: `<source>.<split>` for each source and split, and `train`, `val`, `test` ... for all together.
-    Records that cannot be used (damaged picture, neither caption nor class, key seen before) are named on standard
-    error and in `skipped.jsonl` of the set. What a source's set is asked in lies in `prompts.json`.
+    Records that cannot be used (damaged picture, neither caption nor class nor question, key seen before) are named on
+    standard error and in `skipped.jsonl` of the set. What a source's set is asked in lies in `prompts.json`.
 
     Args:
       sources: from `sources.open_source`.
@@ -139,7 +139,7 @@ def settled(record: SourceRecord, classes: Classes | None) -> tuple[SourceRecord
 def _pair(record: SourceRecord, make: _Maker, targets: tuple[int, ...]) -> Pair | Skipped:
     """The pair of a record, or why there is none."""
     texts = [t for t in (record.captions if make.captions is None else make.captions(record)) if t.strip()]
-    if not texts and record.label_id < 0 and not targets:
+    if not texts and record.label_id < 0 and not targets and not record.extra.get("qa"):
         return Skipped(record.key, "no caption")
     id = pair_id(record.source, record.key)
     if id in make.writer:

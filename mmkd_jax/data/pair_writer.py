@@ -52,7 +52,7 @@ class PairsWriter:
         folder = io.make_workdir(self._path.parent) if self._local else None
         self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, closed by finish or __exit__
         self._writer = tfrecord.RecordWriter(self._spool)
-        names = ("id", "modality", "label_id", "source", "group", "captions", "findings")
+        names = ("id", "modality", "label_id", "source", "group", "captions", "findings", "questions")
         self._columns: dict[str, list] = {name: [] for name in names}
         self._licenses: Counter[str] = Counter()
         self._ids: set[str] = set()
@@ -91,6 +91,8 @@ class PairsWriter:
         self._columns["group"].append((pair.source, pair.group) if pair.group else None)
         self._columns["captions"].append(len(pair.captions))
         self._columns["findings"].append(findings)
+        questions = pair.extra.get("qa", ())
+        self._columns["questions"].append(len(questions) if isinstance(questions, list | tuple) else 1)
         self._licenses[pair.license or "not stated"] += 1
         self._digest.update(pair.id.encode() + hashlib.sha256(pair.image).digest())
         self._text_digest.update(json.dumps([pair.id, list(pair.captions)], separators=(",", ":")).encode())
@@ -199,6 +201,8 @@ def _table(columns: dict[str, list]) -> tuple[dict[str, np.ndarray], dict[str, l
         "group": np.asarray([groups[g] for g in columns["group"]], np.int64),
         "captions": np.asarray(columns["captions"], np.int32),
     }
+    if any(columns["questions"]):
+        table["questions"] = np.asarray(columns["questions"], np.int32)
     if width := max(map(len, columns["findings"])):
         table["findings"] = np.full((len(columns["id"]), width), -1, np.int8)
         for row, findings in enumerate(columns["findings"]):

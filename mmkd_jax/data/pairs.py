@@ -35,8 +35,9 @@ class PairsSet:
       manifest: its manifest.
       table: read-only columns `[rows]` without pictures: `id` (str), `modality` (int16, index into `modalities`),
         `label_id` (int32, -1 without), `source` (int16, index into `sources`), `group` (int64, equal within a group,
-        -1 without), `captions` (int32, how many); and where several classes may be there at once, `findings` (int8
-        `[rows, classes]`: 1 there, 0 not there, -1 unknown or another source's).
+        -1 without), `captions` (int32, how many); where several classes may be there at once, `findings` (int8
+        `[rows, classes]`: 1 there, 0 not there, -1 unknown or another source's); and where there are any, `questions`
+        (int32, how many, see `mmkd_jax.evals.vqa_questions`).
     """
 
     def __init__(self, path, manifest: dict[str, Any], table: dict[str, np.ndarray]):

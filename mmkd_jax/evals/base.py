@@ -13,12 +13,11 @@ import jax
 import numpy as np
 
 from mmkd_jax import registry
-from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import bootstrap, prompts, results
+from mmkd_jax.evals import bootstrap, results
 from mmkd_jax.evals.cache import FeatureCache
 from mmkd_jax.evals.features import Features
-from mmkd_jax.evals.prompts import Prompts
+from mmkd_jax.evals.held import EvalSet, sets_of, unprompted  # noqa: F401, callers take them from here
 from mmkd_jax.evals.stored import FeatureFolder
 from mmkd_jax.specs import ModelSpec
 
@@ -28,6 +27,8 @@ TASKS = {
     "retrieval": "mmkd_jax.evals.retrieval",
     "linear_probe": "mmkd_jax.evals.linear_probe",
     "multilabel": "mmkd_jax.evals.multilabel",
+    "vqa": "mmkd_jax.evals.vqa.VQA",
+    "vqa_zeroshot": "mmkd_jax.evals.vqa_zeroshot",
 }
 # These by name only.
 MORE_TASKS = {
@@ -35,6 +36,7 @@ MORE_TASKS = {
     "knn": "mmkd_jax.evals.neighbours",
     "label_efficiency": "mmkd_jax.evals.label_efficiency",
     "retrieval_all": "mmkd_jax.evals.retrieval.EVERY_CAPTION",
+    "vqa_pubmedclip": "mmkd_jax.evals.vqa.PUBMEDCLIP",
     "zeroshot_mmkd": "mmkd_jax.evals.profiles.MMKD",
     "zeroshot_unimed": "mmkd_jax.evals.profiles.UNIMED",
     "zeroshot_clip_benchmark": "mmkd_jax.evals.profiles.CLIP_BENCHMARK",
@@ -66,37 +68,6 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Float32 `[m, embed]`, of any length."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalSet:
-    """A data set as the tasks see it.
-
-    Attributes:
-      name: of the set, usually a source of the pairs set.
-      rows: int64 rows of the pairs set that are tested on.
-      split_hash: identity of `rows` in their set.
-      modality: the most common one among the rows.
-      train_rows: int64 rows for the linear probe, None without.
-      train_hash: identity of `train_rows`.
-      class_names: in the order of the labels; empty without classes.
-      prompts: of the classes; None without classes.
-      captions: whether the rows carry captions to retrieve.
-      targets: where a row may have several of the classes: int `[n, classes]`, 1 there, 0 not there, -1 unknown.
-      absent: prompts of each class not being there, for such sets; general ones when None.
-    """
-
-    name: str
-    rows: np.ndarray
-    split_hash: str
-    modality: str = ""
-    train_rows: np.ndarray | None = None
-    train_hash: str = ""
-    class_names: tuple[str, ...] = ()
-    prompts: Prompts | None = None
-    captions: bool = False
-    targets: np.ndarray | None = None
-    absent: Prompts | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,37 +116,6 @@ class TaskResult:
     estimates: Mapping[str, tuple[bootstrap.Estimate, int]]
     predictions: Mapping[str, np.ndarray]
     context: Mapping[str, Any]
-
-
-def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
-    """The evaluation sets that a pairs set holds, by name.
-
-    A source with classes and rows `<source>.test` is classified, with `<source>.train` for the probe if it is there;
-    its rows without a class take no part. Where rows have findings, each is asked for by itself.
-    A source without classes but with captioned rows `<source>.val` (else `<source>.test`) is retrieved.
-    """
-    names, found = set(pairs.row_names()), []
-    for source in sorted({name.rpartition(".")[0] for name in names} - {""}):
-        classes = tuple(pairs.classes.get(source, ()))
-        splits = [f"{source}.{split}" for split in (("test",) if classes else ("val", "test"))]
-        indices = [pairs.rows(split) for split in splits if split in names]
-        indices = [_labelled(pairs, index) for index in indices] if classes else indices
-        index = next((index for index in indices if len(index.rows)), None)
-        if index is None:
-            continue
-        modality = _modality(pairs, index.rows)
-        if classes:
-            train = _labelled(pairs, pairs.rows(f"{source}.train")) if f"{source}.train" in names else None
-            wording = {"profile": profile, "name": source, "own": pairs.prompts.get(source)}
-            known = prompts.default(classes, modality, **wording)
-            more = {} if train is None else {"train_rows": train.rows, "train_hash": train.hash}
-            targets = _findings(pairs, index.rows, len(classes))
-            if targets is not None:
-                more = {"targets": targets, "absent": prompts.absent_of(classes, **wording)}
-            found.append(EvalSet(source, index.rows, index.hash, modality, class_names=classes, prompts=known, **more))
-        elif np.asarray(pairs.table["captions"])[index.rows].any():
-            found.append(EvalSet(source, index.rows, index.hash, modality, captions=True))
-    return found
 
 
 def run(encoder: Encoder | FeatureFolder, pairs, sets: Sequence[EvalSet], out, **options) -> list[dict]:
@@ -249,11 +189,6 @@ def find(tasks: Sequence[str]) -> dict[str, Any]:
     return {task: registry.resolve(task, TASKS | MORE_TASKS, "task") for task in tasks}
 
 
-def unprompted(sets: Sequence[EvalSet]) -> list[EvalSet]:
-    """The sets as they are for a model that can be asked nothing in words."""
-    return [dataclasses.replace(one, prompts=None, absent=None) for one in sets]
-
-
 def _identity(encoder) -> str:
     return getattr(encoder, "identity", "")
 
@@ -268,24 +203,3 @@ def _rows(encoder: Encoder, one: EvalSet, task: str, result: TaskResult, seed: i
         about = {"model": encoder.name, "checkpoint": str(encoder.checkpoint), "dataset": one.name, "task": task}
         rows.append({**about, "metric": metric, **values, "context": context})
     return rows
-
-
-def _labelled(pairs, index: RowIndex) -> RowIndex:
-    """The rows of `index` that have a class, or a finding that is known."""
-    has_class = np.asarray(pairs.table["label_id"])[index.rows] >= 0
-    if "findings" in pairs.table:
-        has_class = has_class | (pairs.table["findings"][index.rows] >= 0).any(axis=1)
-    if has_class.all():
-        return index
-    return RowIndex(index.rows[has_class], index.set_hash, index.name, {**index.made, "only": "with a class"})
-
-
-def _findings(pairs, rows: np.ndarray, classes: int) -> np.ndarray | None:
-    """Int8 `[n, classes]` as in `EvalSet.targets`; None where the rows have one class each."""
-    found = np.asarray(pairs.table["findings"])[rows, :classes] if "findings" in pairs.table else None
-    return found if found is not None and (found >= 0).any() else None
-
-
-def _modality(pairs, rows: np.ndarray) -> str:
-    index = np.asarray(pairs.table["modality"])[rows]
-    return str(pairs.modalities[int(np.bincount(index).argmax())])
