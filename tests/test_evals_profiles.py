@@ -251,7 +251,7 @@ def test_profiles_run_beside_the_default_and_leave_it_alone(ran, tmp_path):
     out, pairs, colours, rows = ran
     alone = base.run(ColourEncoder(), pairs, [colours], tmp_path, tasks=["zeroshot"], bootstrap=100)
     assert [row for row in rows if row["task"] == "zeroshot"] == alone
-    others = {"retrieval_all", *(task for task in base.MORE_TASKS if task.startswith("vqa"))}  # no captions or questions
+    others = {"retrieval_all", *(task for task in base.MORE_TASKS if task.startswith("vqa"))}  # of what it has not
     assert {row["task"] for row in rows} == {"zeroshot", *base.MORE_TASKS} - others
     row = one_row(rows, task="zeroshot_mmkd", metric="accuracy")
     assert row["value"] == pytest.approx(100 * one_row(rows, task="zeroshot", metric="accuracy")["value"])
