@@ -83,6 +83,9 @@ def released() -> ConfigDict:
     config.patches = ConfigDict({"drop": 0.0, "steps": 0})
     # Micro-batches that a step is encoded in, one after another, by two passes; the step is exactly the same.
     config.accumulate = 1
+    # Share that each update leaves of the running mean of the parameters, such as 0.999; the mean is what is evaluated,
+    # exported and started from then. 0: none is kept.
+    config.ema = 0.0
 
     config.data = ConfigDict()
     config.data.pairs = ""

@@ -79,7 +79,7 @@ class Student:
     @property
     def identity(self) -> str:
         """Hash of all that makes its features what they are; "" for parameters that no checkpoint holds."""
-        sums = {name: value for name, value in self.meta.get("checksums", {}).items() if name.startswith("params/")}
+        sums = checkpoints.sums(self.meta)
         return io.hash_of([sums, self.spec.to_dict(), self.meta["tokenizer"]]) if sums else ""
 
     def encode_image(self, images: Sequence[Picture] | np.ndarray, *, projected: bool = True) -> np.ndarray:

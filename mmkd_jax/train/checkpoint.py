@@ -2,14 +2,13 @@
 
 A checkpoint is `RUN/checkpoints/STEP` with the items `state` (the train state), `meta` (JSON: config, spec, tokenizer
 files, data identity, checksums), so that it can be loaded, evaluated and exported with nothing else at hand, and
-`metrics` (JSON: the scalars of its step).
+`metrics` (JSON: the scalars of its step). What is read back from it, `stored` says.
 """
 
 import base64
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,16 +16,22 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from mmkd_jax import io
 from mmkd_jax.errors import InputError
 from mmkd_jax.specs import ModelSpec
-from mmkd_jax.train.checksums import checksums, differing, path_of
+from mmkd_jax.train.checksums import checksums, path_of
 from mmkd_jax.train.commits import COMMIT, FOLDER, find, one_line, reading
 from mmkd_jax.train.retention import Retention
+from mmkd_jax.train.stored import SCHEMA, averaged, load_meta, load_params, nested, stored, sums, verify
 
-SCHEMA = 2
+__all__ = [
+    "Checkpoints", "averaged", "describe", "find", "load_meta", "load_params", "nested", "path_of", "stored", "sums",
+    "tokenizer_files",
+]  # fmt: skip
+
 PAUSES = (1.0, 5.0, 15.0)  # seconds before a failed save is tried again, each time
 logger = logging.getLogger(__name__)
 _absl = logging.getLogger("absl")
@@ -121,7 +126,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), meta=ocp.args.JsonRestore())
         with reading(self._folder / str(step)):
             restored = self._manager.restore(step, args=items)
-            _verify(restored["state"], restored["meta"])
+            verify(restored["state"], restored["meta"])
         return restored["state"], restored["meta"]
 
     def back(self, step: int) -> int:
@@ -132,9 +137,13 @@ class Checkpoints:
         self._delete([saved for saved in self.steps() if saved > to])
         return to
 
+    def path(self, step: int) -> epath.Path:
+        """The checkpoint of `step`."""
+        return self._folder / str(step)
+
     def meta(self, step: int) -> dict[str, Any]:
         """The record of `step` without its arrays."""
-        return load_meta(self._folder / str(step))
+        return load_meta(self.path(step))
 
     def close(self) -> None:
         """Waits for what is being written, tries again what failed, and raises if it cannot be done."""
@@ -223,78 +232,3 @@ def describe(
 def tokenizer_files(meta: dict[str, Any]) -> dict[str, bytes]:
     """The tokenizer's files as stored by `describe`."""
     return {name: base64.b64decode(text) for name, text in meta["tokenizer"].items()}
-
-
-def load_meta(path: str | os.PathLike) -> dict[str, Any]:
-    """The `meta` item of the checkpoint at `path` (see `find`).
-
-    Raises:
-      InputError: there is none, it is damaged, or it is of another schema.
-    """
-    folder = find(path)
-    with reading(folder), ocp.Checkpointer(ocp.CompositeCheckpointHandler("meta")) as checkpointer:
-        meta = checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if meta.get("schema") != SCHEMA:
-        raise InputError(f"checkpoint {folder} has schema {meta.get('schema')}, this version reads {SCHEMA}")
-    return meta
-
-
-def stored(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of each parameter in the checkpoint at `path`, by name; nothing is read but their record."""
-    folder = find(path)
-    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(folder / "state").item_metadata.tree["params"]
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_of(path): (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves}
-
-
-def load_params(path: str | os.PathLike, like: Any, *, fresh: Sequence[str] = ()) -> Any:
-    """Parameters of the checkpoint at `path`, those that `like` names; its leaves give shape, dtype and placement.
-
-    Args:
-      path: see `find`.
-      like: nested dict of `jax.ShapeDtypeStruct`; the mesh may be any, whatever the checkpoint was saved from.
-      fresh: patterns; a parameter that is missing there is left out of the result where one is found in its name.
-
-    Raises:
-      InputError: another parameter is missing there, one has another shape, or the checkpoint is damaged.
-    """
-    folder = find(path)
-    there = stored(folder)
-    wanted = {path_of(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(like)[0]}
-    missing = sorted(name for name in set(wanted) - set(there) if not any(re.search(rule, name) for rule in fresh))
-    if missing:
-        raise InputError(f"checkpoint {folder} has no parameter {missing[0]} (and {len(missing) - 1} more)")
-    for name in sorted(set(wanted) & set(there)):
-        shape = there[name][0]
-        if shape != wanted[name].shape:
-            raise InputError(
-                f"parameter {name} is {shape} in checkpoint {folder}, the model wants {wanted[name].shape}"
-            )
-    tree = {"params": nested({name: leaf for name, leaf in wanted.items() if name in there})}
-    args = ocp.args.PyTreeRestore(
-        item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
-    )
-    meta = load_meta(folder)
-    with reading(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(folder / "state", args=args)
-        _verify(restored, meta)
-    return restored["params"]
-
-
-def nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict from leaves by path."""
-    tree: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = leaf
-    return tree
-
-
-def _verify(restored: Any, meta: Mapping[str, Any]) -> None:
-    if wrong := differing(restored, meta["checksums"]):
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ValueError(f"{wrong[0]}{more} came back with other bits than were saved")

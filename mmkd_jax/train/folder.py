@@ -23,7 +23,7 @@ BEGAN = "began"
 # What may differ whenever a run goes on: it changes no result but by rounding, or is a place whose content is hashed in
 # the record. (How far a roll-back goes depends on `save_every`.)
 FREE = (
-    r"^config\.((name|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|accumulate|loss\.form"
+    r"^config\.((name|ema|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|accumulate|loss\.form"
     r"|data\.(pairs|threads)|features|routing|selection|maps|tokenizer|init)$|(mesh|sharding|evaluation)(\.|$))"
 )
 # What may differ where `config.data.other_set` says that a run goes on with other data.
@@ -53,10 +53,10 @@ def record(config: ConfigDict, job: Job) -> dict[str, Any]:
 def _parameters(path: str) -> str | None:
     """Hash of the parameters of the checkpoint at `path`; empty without one."""
     try:
-        sums = checkpoint.load_meta(path).get("checksums", {}) if path else {}
+        sums = checkpoint.sums(checkpoint.load_meta(path)) if path else {}
     except InputError:
         return None  # a run that goes on does not need them; one that begins is told why
-    return io.hash_of({name: value for name, value in sums.items() if name.startswith("params/")}) if path else ""
+    return io.hash_of(sums) if path else ""
 
 
 def refuse_another(workdir: epath.Path, now: dict[str, Any]) -> None:

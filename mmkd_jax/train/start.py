@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from mmkd_jax import io, licences
 from mmkd_jax.errors import InputError
 from mmkd_jax.models import constraints, towers
-from mmkd_jax.train import checkpoint, setup, sharding
+from mmkd_jax.train import checkpoint, ema, setup, sharding
 from mmkd_jax.train.folder import differences
-from mmkd_jax.train.state import TrainState, init_state
+from mmkd_jax.train.state import AveragedState, TrainState, init_state, with_mean, without_mean
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def first_state(
     Raises:
       InputError: the source does not fit the model, is damaged, or is this run's checkpoint with other data.
     """
+    averaged = ema.check(config.get("ema", 0.0)) > 0
 
     def init():
         return init_state(job.task, transform, config.seed)
@@ -44,9 +45,15 @@ def first_state(
         _refuse_other_data(config, job, saver.meta(latest), latest)
         like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placement)
         logger.info("goes on from its checkpoint %d", latest)
-        return saver.restore(latest, like)[0]
-    state = jax.jit(constraints.under(mesh, init), out_shardings=placement)()
-    return state.replace(params=_merged(state.params, _given(config, job, state.params)))
+        if checkpoint.averaged(saver.path(latest)):
+            like = AveragedState(like.step, like.params, like.opt_state, like.extra, like.params)
+        state = saver.restore(latest, like)[0]
+    else:
+        state = jax.jit(constraints.under(mesh, init), out_shardings=placement)()
+        state = state.replace(params=_merged(state.params, _given(config, job, state.params)))
+    if not averaged:
+        return without_mean(state)
+    return state if isinstance(state, AveragedState) else with_mean(state)
 
 
 def inherited(config: ConfigDict, saver: checkpoint.Checkpoints) -> dict[str, Any]:
