@@ -277,7 +277,7 @@ def test_no_device_holds_the_whole_model_while_it_is_drawn():
     assert float(values["image"]["layers"]["mlp"]["up"]["kernel"].std()) == pytest.approx(0.88 * 512**-0.5, rel=0.01)
 
 
-def quiet_step(task, transform, seed):
+def quiet_step(task, transform, seed, ema=0.0):
     """A step that compiles at once, looks at the batch and changes nothing."""
 
     def step(state, batch):

@@ -78,7 +78,7 @@ def _train(
     folder.claim(workdir, folder.record(config, job))
     placement.report(state.params, mesh, workdir)
     placed = jax.tree.map(lambda x: x.sharding, state)
-    step_fn = sharding.program(make_step(job.task, transform, config.seed), mesh, placed)
+    step_fn = sharding.program(make_step(job.task, transform, config.seed, config.get("ema", 0.0)), mesh, placed)
     start = int(state.step)
     log = metrics.MetricsLog(workdir, start, configs.to_dict(config))
     progress = metrics.Progress(config.name, start, job.steps, config.batch)
@@ -103,7 +103,7 @@ def _train(
                     return spike
                 progress.update(step, scalars["loss"])
                 if judge.due(step):
-                    scalars |= judge.measure(state.params, watchdog.alive)
+                    scalars |= judge.measure(state.weights, watchdog.alive)
                     progress.leave_out(scalars[evaluation.SECONDS])
                 if logged or step == job.steps:
                     log.write(step, {**scalars, "pairs_per_second": progress.rate(step)})
