@@ -167,7 +167,7 @@ def test_told_so_a_run_goes_on_with_other_data_and_records_both(tmp_path):
 
 # One value that is not the smoke config's for each field that may change, in the order of `folder.FREE`.
 FREE = (
-    "name=other", "watchdog=1.0", "wandb=x", "log_every=3", "save_every=3", "save_minutes=1.0", "keep=5",
+    "name=other", "ema=0.5", "watchdog=1.0", "wandb=x", "log_every=3", "save_every=3", "save_minutes=1.0", "keep=5",
     "best=min:loss", "unsharded=1.0", "remat=full", "accumulate=2", "loss.form=ring", "data.pairs=/moved",
     "data.threads=2", "features=/moved", "routing=/moved", "selection=/moved", "maps=/moved", "tokenizer=/moved",
     "init=/moved", "evaluation.every=2", "evaluation.pairs=/moved", "evaluation.sets=('busi',)",

@@ -21,7 +21,7 @@ from mmkd_jax.train.setup import Job
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 BEGAN = "began"
 # What may differ whenever a run goes on: it changes no result but by rounding, or is a place whose content is hashed in
-# the record. (How far a roll-back goes depends on `save_every`.)
+# the record. (How far a roll-back goes depends on `save_every`; `ema` changes no update, only what is evaluated.)
 FREE = (
     r"^config\.((name|ema|watchdog|wandb|log_every|save_every|save_minutes|keep|best|unsharded|remat|accumulate|loss\.form"
     r"|data\.(pairs|threads)|features|routing|selection|maps|tokenizer|init)$|(mesh|sharding|evaluation)(\.|$))"
