@@ -156,17 +156,6 @@ def test_a_best_that_no_evaluation_gives_is_refused_at_the_first(pairs, tmp_path
         loop.run(config(pairs, f"--config.best=max:{AUC}s"), tmp_path / "run")
 
 
-def test_time_of_evaluations_is_not_that_of_training(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
-    progress = metrics.Progress("run", start=10, total=20, batch=8)
-    clock[0] = 4.0
-    assert progress.rate(12) == 4.0
-    clock[0] = 10.0
-    progress.leave_out(6.0)
-    assert progress.rate(12) == 4.0
-
-
 def test_divided_parameters_are_judged_whole(pairs, tmp_path):
     words = ("--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.unsharded=1.0", "--config.steps=2")
     run = loop.run(config(pairs, *words), tmp_path / "run")

@@ -44,13 +44,17 @@ class MetricsLog:
         io.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = _clu_writer(workdir / "tensorboard")
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends the scalars of `step`; one that is not finite (of a step that was skipped) is left out."""
+    def write(self, step: int, scalars: dict[str, float], beside: Mapping[str, float] = {}) -> None:
+        """Appends the scalars of `step`; one that is not finite (of a step that was skipped) is left out.
+
+        What is `beside` them (of the clock, kept elsewhere) is only for who looks on: TensorBoard and wandb.
+        """
         if not self._writes:
             return
         scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **scalars}) + "\n")
+        scalars |= beside
         self._tensorboard.write_scalars(step, scalars)
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
@@ -80,32 +84,24 @@ class Progress:
     """A bar on a terminal, plain lines elsewhere: steps done, pairs a second, time left, the loss."""
 
     def __init__(self, name: str, start: int, total: int, batch: int):
-        self._name, self._start, self._total, self._batch = name, start, total, batch
-        self._begin = self._said = time.monotonic()
+        self._name, self._total, self._batch = name, total, batch
+        self._said = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, desc=name, unit="step", dynamic_ncols=True)
 
-    def rate(self, step: int) -> float:
-        """Pairs a second since the start, but for what was left out."""
-        return (step - self._start) * self._batch / max(time.monotonic() - self._begin, 1e-9)
-
-    def leave_out(self, seconds: float) -> None:
-        """Counts time that just passed not as training's."""
-        self._begin += seconds
-
-    def update(self, step: int, loss: float) -> None:
-        """Shows that `step` steps are done; a plain line at most every ten seconds."""
+    def update(self, step: int, loss: float, rate: float) -> None:
+        """Shows that `step` steps are done at `rate` pairs a second; a plain line at most every ten seconds."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {self.rate(step):.0f} pairs/s", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} pairs/s", refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
         if now - self._said < 10 and step != self._total:
             return
         self._said = now
-        left = (self._total - step) * self._batch / max(self.rate(step), 1e-9)
-        speed = f"{self.rate(step):.0f} pairs/s, {left:.0f} s left"
+        left = (self._total - step) * self._batch / max(rate, 1e-9)
+        speed = f"{rate:.0f} pairs/s, {left:.0f} s left"
         print(f"{self._name}: step {step}/{self._total}, loss {loss:.3f}, {speed}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:

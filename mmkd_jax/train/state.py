@@ -82,7 +82,8 @@ def make_step(
         changed = {"extra": extra}
         if ema:
             changed["ema"] = running_mean.update(state.ema, params, state.step, ema)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **reports}
+        parts = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items() if isinstance(part, dict)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **parts, **reports}
         metrics["not_finite"] = stability.not_finite(grads, params)
         if isinstance(opt_state, stability.SpikeState):
             skipped = opt_state.in_a_row > 0
