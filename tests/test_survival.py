@@ -96,6 +96,31 @@ def test_resampling_by_weights_is_resampling_by_rows(case):
     equal(survival_metrics.concordance(test, case["risk"], weights), expected, 1e-12)
 
 
+def test_all_metrics_resample_as_they_would_on_the_rows(case):
+    """Uno's C, AUC and Brier score; resamples whose times end before those asked for cannot be told on the rows."""
+    train, test = sides(case)
+    rng, times, compared = np.random.default_rng(2), np.array(case["times"]), 0
+    rows = rng.integers(0, len(test), (30, len(test)))
+    weights = np.stack([np.bincount(one, minlength=len(test)) for one in rows])
+    uno = survival_metrics.concordance_ipcw(train, test, case["risk"], case["tau"], weights)
+    auc, mean = survival_metrics.dynamic_auc(train, test, case["risk"], times, weights)
+    score = survival_metrics.brier(train, test, case["survival"], times, weights)
+    area = survival_metrics.integrated_brier(train, test, case["survival"], times, weights)
+    for k, one in enumerate(rows):
+        part, risk, curve = test[one], case["risk"][one], case["survival"][one]
+        try:
+            expected = survival_metrics.dynamic_auc(train, part, risk, times)
+            uno_here = survival_metrics.concordance_ipcw(train, part, risk, case["tau"])
+        except InputError:
+            continue
+        equal(auc[k], expected[0])
+        equal([mean[k], uno[k]], [expected[1], uno_here])
+        equal(score[k], survival_metrics.brier(train, part, curve, times))
+        equal(area[k], survival_metrics.integrated_brier(train, part, curve, times))
+        compared += 1
+    assert compared >= 3
+
+
 @pytest.mark.parametrize(
     ("time", "event", "risk", "expected"),
     [

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from mmkd_jax.evals import cox, survival_curves, survival_metrics
 from mmkd_jax.evals.bootstrap import Estimate
@@ -125,11 +126,12 @@ def scored(
     risk, told, found = np.full(len(outcomes), np.nan), [], []
     rng = np.random.default_rng(seed)
     for fold in folds:
-        said = predict(fold)
-        risk[fold.test] = said.risk - said.middle
-        test, seen = outcomes[fold.test], outcomes[np.concatenate([fold.train, fold.val])]
-        weights = rng.multinomial(len(test), np.full(len(test), 1 / len(test)), resamples)
-        found.append(_estimates(said, seen, test, times, weights))
+        with threadpool_limits(1):  # the matrices are small: threads would wait for each other
+            said = predict(fold)
+            risk[fold.test] = said.risk - said.middle
+            test, seen = outcomes[fold.test], outcomes[np.concatenate([fold.train, fold.val])]
+            weights = rng.multinomial(len(test), np.full(len(test), 1 / len(test)), resamples)
+            found.append(_estimates(said, seen, test, times, weights))
         counts = {"n": len(test), "events": int(test.event.sum())}
         told.append({"fold": fold.name, "chosen": said.chosen, **counts, "c_index": found[-1]["c_index"].value})
     means = {
@@ -146,7 +148,10 @@ def difference(first: Scored, second: Scored, metric: str = "c_index") -> Estima
 
 
 def curves(outcomes: Outcomes, risk: np.ndarray) -> Mapping[str, dict[str, Any]]:
-    """Kaplan-Meier curves with 95 % limits of patients with risks above zero (`high`) and the others (`low`)."""
+    """Kaplan-Meier curves with 95 % limits of patients with risks above zero (`high`) and the others (`low`).
+
+    `watched` are the times of all the group's patients, in order: who is at risk when.
+    """
     found = {}
     for name, inside in (("low", risk <= 0), ("high", risk > 0)):
         if not inside.any():
@@ -154,7 +159,8 @@ def curves(outcomes: Outcomes, risk: np.ndarray) -> Mapping[str, dict[str, Any]]
         curve = survival_curves.kaplan_meier(outcomes[inside])
         low, high = survival_curves.greenwood(outcomes[inside])
         found[name] = {"n": int(inside.sum()), "events": int(outcomes.event[inside].sum()), "time": curve.time,
-                       "survival": curve.value, "low": low, "high": high}  # fmt: skip
+                       "survival": curve.value, "low": low, "high": high,
+                       "watched": np.sort(outcomes.time[inside])}  # fmt: skip
     return found
 
 

@@ -77,6 +77,23 @@ def kaplan_meier(outcomes: Outcomes, weights=None) -> Curve:
     return Curve(times, np.cumprod(1 - _share(events, at_risk)))
 
 
+def resampled(outcomes: Outcomes, weights, times) -> np.ndarray:
+    """`kaplan_meier` at `times` `[k]` under each resample, float64 `[resamples, k]`.
+
+    Args:
+      outcomes: of n patients.
+      weights: how often each counts, `[resamples, n]`.
+      times: up to the last one seen; a resample's curve stays as it is after its own last.
+    """
+    distinct, place = np.unique(outcomes.time, return_inverse=True)
+    counts = np.asarray(weights, np.float64)
+    events = counts @ ((place[:, None] == np.arange(len(distinct))) & outcomes.event[:, None])
+    at_risk = counts @ (place[:, None] >= np.arange(len(distinct)))
+    left = 1 - np.divide(events, at_risk, out=np.zeros(events.shape), where=at_risk > 0)
+    curve = np.concatenate([np.ones((len(counts), 1)), np.cumprod(left, axis=1)], axis=1)
+    return curve[:, np.searchsorted(distinct, times, side="right")]
+
+
 def censoring(outcomes: Outcomes) -> Curve:
     """Share of patients still watched by time: Kaplan-Meier with censoring as its event.
 

@@ -7,7 +7,7 @@ counting ends of watching at t itself, as scikit-survival has it.
 import numpy as np
 
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals.survival_curves import Outcomes, censoring, kaplan_meier
+from mmkd_jax.evals.survival_curves import Outcomes, censoring, resampled
 
 TIED = 1e-8  # risks that differ by no more are equal
 _ENTRIES = 1 << 24  # of pairs looked at at a time
@@ -93,7 +93,7 @@ def dynamic_auc(train: Outcomes, outcomes: Outcomes, risk, times, weights=None):
         cases, controls = counts[:, case] * inverse[case], counts[:, control]
         right, every = ((cases @ ordered[case][:, control]) * controls).sum(1), cases.sum(1) * controls.sum(1)
         np.divide(right, every, out=found[:, k], where=every > 0)
-    fall = np.stack([-np.diff(kaplan_meier(outcomes, row)(times), prepend=1.0) for row in counts])
+    fall = -np.diff(resampled(outcomes, counts, times), prepend=1.0, axis=1)
     whole = fall.sum(axis=1)
     mean = np.divide((found * fall).sum(axis=1), whole, out=np.full(len(counts), np.nan), where=whole > 0)
     return (found[0], float(mean[0])) if weights is None else (found, mean)
