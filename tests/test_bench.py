@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmkd_jax import cli, io, timing
-from mmkd_jax.data.features import FeatureSet
+from mmkd_jax.data.feature_blocks import Blocks
 from teachers import costs, emit_speed, specs, speed
 from teachers.verify import TOLERANCE
 
@@ -187,8 +187,8 @@ def test_storing_counts_what_the_host_does_and_not_what_teachers_do(stored, tmp_
 
 def test_reading_counts_every_set_and_nothing_else(stored, monkeypatch):
     pairs, folder = stored
-    read = FeatureSet.read
-    monkeypatch.setattr(FeatureSet, "read", lambda self, *given: work(0.02) or read(self, *given))
+    places = Blocks.places
+    monkeypatch.setattr(Blocks, "places", lambda self, wanted: work(0.02) or places(self, wanted))
     assert costs.reading(pairs, folder) >= 1e6 * 0.02 * 9 * 2 / len(pairs)
     monkeypatch.undo()
     monkeypatch.setattr(costs, "_no_tokens", lambda texts, own=costs._no_tokens: work(0.002) or own(texts))

@@ -86,10 +86,10 @@ def test_absent_rows_take_no_room(whole):
 
 
 def test_small_cache_gives_the_same(pairs, whole):
-    tiny = FeatureSet.open(whole.path, pairs, cache_bytes=1)
+    tiny = FeatureSet.open(whole.path, pairs, cache_blocks=1)
     for name, value in read_all(whole, pairs).items():
         np.testing.assert_array_equal(value, read_all(tiny, pairs)[name])
-    assert len(tiny._cache) == 1
+    assert len(tiny.blocks._known) == 1
 
 
 def test_statistics_are_those_of_all_stored_vectors(pairs, whole):
@@ -253,7 +253,8 @@ def test_reader_refuses_what_checksums_do_not_see(pairs, copy, change, message):
     rewrite(copy, change)
     features = FeatureSet.open(copy, pairs)
     with pytest.raises(InputError, match=message) as caught:
-        read_all(features, pairs)
+        for view in range(2):
+            read_all(features, pairs, view)
     assert "features.tfrecord-00000" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -313,7 +314,8 @@ def test_planted_faults_are_refused_by_name(pairs, copy, fault, way, capsys):
         error = capsys.readouterr().err
     else:
         with pytest.raises(InputError) as caught:
-            read_all(FeatureSet.open(copy, pairs), pairs)
+            for view in range(2):
+                read_all(FeatureSet.open(copy, pairs), pairs, view)
         error = f"{caught.value}\n"
     assert re.search(says, error)
     assert str(copy) in error

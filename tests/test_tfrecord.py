@@ -77,9 +77,9 @@ def test_random_reading(file, index):
 
 
 def test_a_file_that_only_epath_knows(file, monkeypatch):
-    """Object stores have no descriptors: reading goes through seek and read."""
+    """Object stores have nothing to map: reading goes through seek and read."""
     reader = tfrecord.RecordReader(file)
-    monkeypatch.setattr(reader, "_local", False)
+    monkeypatch.setattr(reader, "_bytes", None)
     with file.open("rb") as stream:
         monkeypatch.setattr(reader, "_file", stream)
         assert [reader.read(i) for i in range(4)] == RECORDS

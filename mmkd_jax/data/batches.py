@@ -13,6 +13,7 @@ import numpy as np
 
 from mmkd_jax import preprocess
 from mmkd_jax.batch import TextBatch
+from mmkd_jax.data.features import read_together
 from mmkd_jax.data.order import Order
 from mmkd_jax.data.pairs import Pair, PairsSet
 from mmkd_jax.data.rows import RowIndex
@@ -102,8 +103,8 @@ class Batches:
 
         Returns:
           `row` int64 `[b]`; `visit` int64 `[b]`; `image` uint8 `[b, S, S, 3]`; `text` TextBatch,
-          int32 `[b, context]`; `modality` int32 `[b]`; `targets`: by teacher `image` and `text` float32
-          `[b, width]`, `present` bool `[b]`.
+          int32 `[b, context]`; `modality` int32 `[b]`; `targets`: by teacher `image` and `text` `[b, width]` in
+          the stored type, `present` bool `[b]`.
 
         Raises:
           InputError: a record is damaged; the message names it.
@@ -119,7 +120,7 @@ class Batches:
             "image": np.stack([self._image(pair, int(k)) for pair, k in zip(pairs, views)]),
             "text": TextBatch(*(np.concatenate(parts) for parts in zip(*texts))),
             "modality": self.pairs.table["modality"][rows].astype(np.int32),
-            "targets": {name: self._targets(name, rows, views, chosen) for name in self.features},
+            "targets": self._targets(rows, views, chosen),
         }
 
     def iterate(
@@ -160,11 +161,12 @@ class Batches:
         except InputError as error:
             raise InputError(f"pair {pair.id} of {self.pairs.path}: {error}") from error
 
-    def _targets(self, name: str, rows: np.ndarray, views: np.ndarray, captions: np.ndarray) -> dict[str, np.ndarray]:
-        """What one teacher says of the rows, as far as the selection keeps it."""
-        found = self.features[name].read(rows, views, captions)
+    def _targets(self, rows: np.ndarray, views: np.ndarray, captions: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """What the teachers say of the rows, as far as the selection keeps it."""
+        found = dict(zip(self.features, read_together(list(self.features.values()), rows, views, captions)))
         if self._selection is not None:
-            found["present"] = found["present"] & self._selection.of(name)[rows]
+            for name, one in found.items():
+                one["present"] = one["present"] & self._selection.of(name)[rows]
         return found
 
     def _common_views(self) -> int | None:

@@ -54,40 +54,63 @@ def views(data: bytes | memoryview) -> dict[str, Sequence]:
     Raises:
       ValueError, IndexError: the bytes are no `tf.train.Example`.
     """
-    found: dict[str, Sequence] = {}
-    for _, features in _fields(memoryview(data)):
-        for _, entry in _fields(features):
-            parts = dict(_fields(entry))
-            ((kind, values),) = _fields(parts[_VALUE]) or [(_BYTES, b"")]
-            if kind == _BYTES:
-                found[str(parts[_KEY], "utf-8")] = [value for _, value in _fields(values)]
-            else:
-                feature = _parsed(tf_feature_pb2.Feature, bytes(parts[_VALUE]))
-                found[str(parts[_KEY], "utf-8")] = getattr(feature, feature.WhichOneof("kind")).value
+    data, found = memoryview(data), {}
+    _, at, end = _field(data, 0, len(data))
+    while at < end:
+        _, start, at = _field(data, at, end)  # an entry of the map: a name and a feature
+        _, *name = _field(data, start, at)
+        _, *feature = _field(data, name[1], at)
+        kind, *values = _field(data, *feature) if feature[0] < feature[1] else (_BYTES, 0, 0)
+        if kind == _BYTES:
+            value = _bytes_list(data, *values)
+        elif kind == _INTEGERS and data[values[0] : values[0] + 1] == _PACKED:
+            value = _varints(data[slice(*_field(data, *values)[1:])])
+        else:
+            one = _parsed(tf_feature_pb2.Feature, bytes(data[slice(*feature)]))
+            value = getattr(one, one.WhichOneof("kind")).value
+        found[str(data[slice(*name)], "utf-8")] = value
     return found
 
 
-_KEY = _BYTES = 0x0A  # tags of the first and second field that have a length
-_VALUE = 0x12
+_BYTES, _INTEGERS = 0x0A, 0x1A  # tags of the kinds of feature
+_PACKED = b"\x0a"
 
 
-def _fields(data: memoryview) -> list[tuple[int, memoryview]]:
-    """Tag and content of the fields of a message, all of which have a length."""
-    found, at = [], 0
-    while at < len(data):
-        tag, size, shift, at = data[at], 0, 0, at + 1
-        if tag & 7 != 2:
-            raise ValueError(f"not a tf.train.Example: tag {tag}")
-        while True:
-            byte = data[at]
-            size |= (byte & 127) << shift
-            shift, at = shift + 7, at + 1
-            if byte < 128:
-                break
-        if at + size > len(data):
-            raise ValueError("not a tf.train.Example: a field reaches beyond its message")
-        found.append((tag, data[at : at + size]))
-        at += size
+def _field(data: memoryview, at: int, end: int) -> tuple[int, int, int]:
+    """Tag of the field that begins at a place, and where its content, which has a length, begins and ends."""
+    tag, size, at = data[at], data[at + 1], at + 2
+    if tag & 7 != 2:
+        raise ValueError(f"not a tf.train.Example: tag {tag}")
+    byte, size, shift = size, size & 127, 0
+    while byte > 127:
+        byte, shift, at = data[at], shift + 7, at + 1
+        size |= (byte & 127) << shift
+    if at + size > end:
+        raise ValueError("not a tf.train.Example: a field reaches beyond its message")
+    return tag, at, at + size
+
+
+def _bytes_list(data: memoryview, at: int, end: int) -> list[memoryview]:
+    found = []
+    while at < end:
+        _, start, at = _field(data, at, end)
+        found.append(data[start:at])
+    return found
+
+
+def _varints(data: memoryview) -> list[int]:
+    """Signed integers of 64 bits, seven bits a byte."""
+    raw, found, value, shift = bytes(data), [], 0, 0
+    if max(raw, default=0) < 128:
+        return list(raw)
+    for byte in raw:
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            found.append(value - (value >> 63 << 64))
+            value = shift = 0
+    if shift:
+        raise ValueError("not a tf.train.Example: a number is cut off")
     return found
 
 

@@ -30,6 +30,7 @@ class Block:
       counts: int64 `[rows]` captions of each row, 0 where it is absent.
       image: `[present rows, views, width]` in the stored type.
       text: `[captions of present rows, width]` in the stored type.
+      places: of a block that was read: where in its record `image` and `text` begin, bytes.
     """
 
     first: int
@@ -38,11 +39,7 @@ class Block:
     counts: np.ndarray
     image: np.ndarray
     text: np.ndarray
-
-    @property
-    def size(self) -> int:
-        """Bytes of the features."""
-        return self.image.nbytes + self.text.nbytes
+    places: tuple[int, int] = (0, 0)
 
     def encode(self) -> bytes:
         """The block as a `tf.train.Example`."""
@@ -60,7 +57,7 @@ class Block:
 
     @classmethod
     def decode(cls, data: bytes | memoryview, dtype: np.dtype) -> "Block":
-        """The block of a record, whose features are read where they lie.
+        """The block of a record, whose features are read where they lie, whether aligned or not.
 
         Raises:
           ValueError, KeyError, IndexError: the bytes are no block of that type.
@@ -72,17 +69,18 @@ class Block:
             ids=bytes(f["ids"][0]),
             present=np.frombuffer(f["present"][0], np.uint8).astype(bool),
             counts=np.asarray(f["counts"], np.int64),
-            image=_aligned(f["image"][0], dtype).reshape(shape),
-            text=_aligned(f["text"][0], dtype).reshape(-1, shape[-1]),
+            image=np.frombuffer(f["image"][0], dtype).reshape(shape),
+            text=np.frombuffer(f["text"][0], dtype).reshape(-1, shape[-1]),
+            places=(_address(f["image"][0]) - (start := _address(data)), _address(f["text"][0]) - start),
         )
 
     def check(self, width: int, views: int) -> None:
-        """Refuses a block that nobody can train on.
+        """Refuses a block whose sizes contradict each other; `check_values` looks at the rest.
 
         Raises:
-          InputError: sizes contradict each other, or a present row is not finite or all zeros.
+          InputError: they do.
         """
-        present = int(self.present.sum())
+        present = np.count_nonzero(self.present)
         if self.image.shape != (present, views, width):
             wanted = (present, views, width)
             raise InputError(f"image features are {self.image.shape}, not (rows, views, width) = {wanted}")
@@ -90,17 +88,29 @@ class Block:
             raise InputError(f"there are {len(self.text)} text features for {int(self.counts.sum())} captions")
         if len(self.ids) != 32 * len(self.present):
             raise InputError(f"there are {len(self.ids) // 32} ids for {len(self.present)} rows")
+
+    def check_values(self) -> None:
+        """Refuses features that nobody can train on.
+
+        Raises:
+          InputError: a present row is not finite or all zeros.
+        """
         for tower in TOWERS:
-            x = getattr(self, tower)
-            if _any_infinite(x):
-                raise InputError(f"{tower} features of a present row are NaN or infinite")
-            if not x[x[..., 0] == 0].any(axis=-1).all():  # a row of zeros begins with one
-                raise InputError(f"{tower} features of a present row are all zeros")
+            if what := unusable(getattr(self, tower)):
+                raise InputError(f"{tower} features of a present row {what}")
 
 
-def _aligned(data: memoryview, dtype: np.dtype) -> np.ndarray:
-    values = np.frombuffer(data, dtype)
-    return values if values.flags.aligned else values.copy()
+def unusable(x: np.ndarray) -> str:
+    """Why nobody can train on some of these vectors in a stored type, `[..., width]`; empty if nothing is wrong."""
+    if not x.flags.aligned:
+        x = np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape)
+    if _any_infinite(x):
+        return "are NaN or infinite"
+    return "are all zeros" if _any_zero(x) else ""
+
+
+def _address(data: bytes | memoryview) -> int:
+    return np.frombuffer(data, np.uint8).__array_interface__["data"][0]
 
 
 def _any_infinite(x: np.ndarray) -> bool:
@@ -113,6 +123,12 @@ def _any_infinite(x: np.ndarray) -> bool:
     least = _INFINITE[x.dtype]
     positive, negative = (x.view(f"<{kind}{size}").max(initial=0) for kind in "iu")
     return bool(positive >= least or negative >= least | 1 << 8 * size - 1)
+
+
+def _any_zero(x: np.ndarray) -> bool:
+    """Whether a vector is all zeros; only those that begin with one are looked at."""
+    first = x.view(f"<u{x.dtype.itemsize}")[..., 0] << 1 == 0  # without its sign
+    return bool(first.any() and not x[first].any(axis=-1).all())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -215,6 +215,7 @@ class FeatureWriter:
         )
         try:
             block.check(self.width, self.views)
+            block.check_values()
         except InputError as error:
             raise InputError(f"rows from {first} on: {error}; the teacher gives no usable features") from error
         return block

@@ -5,26 +5,24 @@
 <features>/manifest.json                               written last
 """
 
-import functools
-import itertools
 import os
-import threading
-from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mmkd_jax import io
-from mmkd_jax.data import npz, tfrecord
-from mmkd_jax.data.feature_codec import DTYPES, SCHEMA, TOWERS, Block, Moments
+from mmkd_jax.data import npz
+from mmkd_jax.data.feature_blocks import Blocks, Wanted
+from mmkd_jax.data.feature_codec import DTYPES, SCHEMA, TOWERS, Moments
 from mmkd_jax.data.feature_writer import FeatureWriter
 from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError
 
-__all__ = ["FeatureSet", "FeatureWriter"]
+__all__ = ["FeatureSet", "FeatureWriter", "read_together"]
 
-_OPEN_SHARDS = 64  # of one teacher; together well below the usual limit of open files
+_ALIGNED = 64  # bytes; as jax wants arrays that it does not copy
 
 
 class FeatureSet:
@@ -34,18 +32,17 @@ class FeatureSet:
       path: its folder.
       manifest: its manifest.
       policy: how the views were cut.
+      dtype: the stored type.
+      blocks: what is stored.
     """
 
-    def __init__(self, path, manifest: dict[str, Any], pairs: PairsSet | None, cache_bytes: int):
-        self.path, self.manifest, self._pairs = path, manifest, pairs
+    def __init__(self, path, manifest: dict[str, Any], pairs: PairsSet | None, cache_blocks: int):
+        self.path, self.manifest = path, manifest
         self.policy = ViewPolicy.from_dict(manifest["policy"])
         if self.policy.hash != manifest["policy_hash"]:
             raise InputError(f"{path} states a view policy that does not have the hash beside it; emit again")
-        self._dtype = DTYPES[manifest["dtype"]]
-        self._edges = np.asarray(manifest["edges"], np.int64)
-        self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
-        self._cache: OrderedDict[int, tuple[Block, np.ndarray]] = OrderedDict()
-        self._room, self._lock = cache_bytes, threading.Lock()
+        self.dtype = DTYPES[manifest["dtype"]]
+        self.blocks = Blocks(path, manifest, pairs, cache_blocks)
 
     @classmethod
     def open(
@@ -54,7 +51,7 @@ class FeatureSet:
         pairs: PairsSet | None,
         *,
         policy: ViewPolicy | None = None,
-        cache_bytes: int = 256 << 20,
+        cache_blocks: int = 64,
     ) -> "FeatureSet":
         """Opens the features of `pairs`. What lies in the records is checked when they are read.
 
@@ -62,7 +59,8 @@ class FeatureSet:
           path: the folder.
           pairs: the set to join; None only to look at the features by themselves.
           policy: the view policy that they must have.
-          cache_bytes: decoded features to keep in memory.
+          cache_blocks: blocks that are not looked at again when they are read again; their bytes, unless local, are
+            kept in memory. A few windows of the block shuffle will do.
 
         Raises:
           InputError: they are of another set or policy, not finished, or not whole.
@@ -85,7 +83,7 @@ class FeatureSet:
                 f"{path} has the view policy {manifest['policy']}, {policy.to_dict()} is asked for; use its policy or "
                 "emit again"
             )
-        return cls(path, manifest, pairs, cache_bytes)
+        return cls(path, manifest, pairs, cache_blocks)
 
     @property
     def hash(self) -> str:
@@ -142,45 +140,8 @@ class FeatureSet:
         Raises:
           InputError: a row, view or caption does not exist, or a record is damaged or not usable.
         """
-        rows, views = np.asarray(rows, np.int64), np.asarray(views, np.int64)
-        count = self.manifest["pairs"]["rows"]
-        if rows.size and not (rows.min() >= 0 and rows.max() < count):
-            raise InputError(f"{self.path} has {count} rows; rows {rows.min()} to {rows.max()} were asked for")
-        if views.size and not (views.min() >= 0 and views.max() < self.views):
-            raise InputError(f"{self.path} has {self.views} views; view {views.max()} was asked for")
-        asked = None if captions is None else np.asarray(captions, np.int64)
-        block = self.manifest["block"]
-        order = np.argsort(rows // block, kind="stable")  # what is of one block, in one go
-        inside = (rows % block)[order]
-        numbers = (rows // block)[order]
-        bounds = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(order)]
-        entries = [(*self._block(int(numbers[a])), a, b) for a, b in itertools.pairwise(bounds)]
-        places = np.empty((len(order), 3), np.int64)
-        for _, of_rows, a, b in entries:
-            of_rows.take(inside[a:b], 0, places[a:b], "clip")
-        present, wanted = places[:, 0] >= 0, {"image": places[:, 0] * self.views + views[order]}
-        if asked is not None:
-            wanted["text"] = places[:, 1] + asked[order]
-            if np.any(present & ((asked[order] < 0) | (asked[order] >= places[:, 2]))):
-                raise InputError(f"{self.path}: a caption was asked for that a row does not have")
-        back = np.empty_like(order)
-        back[order] = np.arange(len(order))
-        found = {tower: self._gather(tower, entries, chosen).take(back, 0) for tower, chosen in wanted.items()}
-        result = {tower: x.view(self._dtype).astype(np.float32) for tower, x in found.items()}
-        present = present[back]
-        if not present.all():
-            for x in result.values():
-                x[~present] = 0
-        return {**result, "present": present}
-
-    def _gather(self, tower: str, entries: list, chosen: np.ndarray) -> np.ndarray:
-        """Vectors of some places of blocks as bytes `[n, bytes]`; anything at places that do not exist."""
-        found = np.empty((len(chosen), self.width * self._dtype.itemsize), np.uint8)
-        for block, _, start, stop in entries:
-            if len(vectors := getattr(block, tower)):
-                raw = vectors.reshape(-1, self.width).view(np.uint8)
-                raw.take(chosen[start:stop], 0, found[start:stop], "clip")
-        return found
+        (found,) = read_together([self], rows, views, captions)
+        return {name: x if name == "present" else x.astype(np.float32) for name, x in found.items()}
 
     def verify(self) -> None:
         """Reads everything: SHA-256, checksums, ids, sizes, values, and the statistics made again.
@@ -191,10 +152,7 @@ class FeatureSet:
         merged = {tower: Moments.of(np.zeros((0, self.width))) for tower in TOWERS}
         present = 0
         for shard, entry in enumerate(self.manifest["shards"]):
-            size = self.manifest["block"]
-            blocks = [
-                self._read_block(n) for n in range(self._edges[shard] // size, -(-self._edges[shard + 1] // size))
-            ]
+            blocks = [self.blocks.read(number) for number in self.blocks.numbers(shard)]
             present += sum(int(block.present.sum()) for block in blocks)
             for tower in TOWERS:
                 vectors = np.concatenate([getattr(block, tower).reshape(-1, self.width) for block in blocks])
@@ -214,51 +172,59 @@ class FeatureSet:
             ):
                 raise InputError(f"{self.path}: the {tower} statistics are not those of the features; emit again")
 
-    def _block(self, number: int) -> tuple[Block, np.ndarray]:
-        """A block and, int64 `[rows, 3]`, for each row: place of its picture or -1, of its first caption, captions."""
-        with self._lock:
-            if number in self._cache:
-                self._cache.move_to_end(number)
-                return self._cache[number]
-        block = self._read_block(number)
-        pictures = np.where(block.present, np.cumsum(block.present) - 1, -1)
-        entry = block, np.stack([pictures, np.cumsum(block.counts) - block.counts, block.counts], axis=1)
-        with self._lock:
-            if number not in self._cache:
-                self._room -= block.size
-            self._cache[number] = entry
-            while self._room < 0 and len(self._cache) > 1:
-                self._room += self._cache.popitem(last=False)[1][0].size
-        return entry
+    def _check_asked(self, rows: np.ndarray, views: np.ndarray) -> None:
+        count = self.manifest["pairs"]["rows"]
+        if rows.size and not (rows.min() >= 0 and rows.max() < count):
+            raise InputError(f"{self.path} has {count} rows; rows {rows.min()} to {rows.max()} were asked for")
+        if views.size and not (views.min() >= 0 and views.max() < self.views):
+            raise InputError(f"{self.path} has {self.views} views; view {views.max()} was asked for")
 
-    def _read_block(self, number: int) -> Block:
-        first = number * self.manifest["block"]
-        shard = int(np.searchsorted(self._edges, first, side="right")) - 1
-        record = number - int(self._edges[shard]) // self.manifest["block"]
-        reader = self._shard(shard)
-        try:
-            block = Block.decode(reader.view(record), self._dtype)
-            block.check(self.width, self.views)
-        except InputError as error:
-            message = str(error)
-            raise InputError(
-                message if str(reader.path) in message else f"{reader.path}: record {record}: {message}; emit again"
-            ) from error
-        except (KeyError, ValueError, IndexError) as error:
-            raise InputError(f"{reader.path}: record {record} is no block of features ({error}); emit again") from error
-        stop = min(first + self.manifest["block"], self.manifest["pairs"]["rows"])
-        if block.first != first or len(block.present) != stop - first:
-            raise InputError(f"{reader.path}: record {record} does not hold rows {first} to {stop}; emit again")
-        if self._pairs is not None and block.ids != self._pairs.id_bytes(first, stop):
-            raise InputError(f"{reader.path}: record {record} has other ids than the pairs of rows {first} to {stop}")
-        return block
 
-    def _open_shard(self, shard: int) -> tfrecord.RecordReader:
-        reader = tfrecord.RecordReader(self.path / self.manifest["shards"][shard]["file"])
-        wanted = -(-(int(self._edges[shard + 1]) - int(self._edges[shard])) // self.manifest["block"])
-        if len(reader) != wanted:
-            raise InputError(f"{reader.path} has {len(reader)} records, not {wanted}; copy it or emit again")
-        return reader
+def read_together(
+    sets: Sequence[FeatureSet], rows: np.ndarray, views: np.ndarray, captions: np.ndarray | None
+) -> list[dict[str, np.ndarray]]:
+    """What several teachers say about the same rows, in the stored types.
+
+    As `FeatureSet.read` of each, but nothing is made wider on the way to a device, where to look is worked out once,
+    and all lies in one stretch of memory, which systems give out in larger pages than many small ones.
+    """
+    rows, views = np.asarray(rows, np.int64), np.asarray(views, np.int64)
+    asked = None if captions is None else np.asarray(captions, np.int64)
+    wanted: dict[int, Wanted] = {}
+    for one in sets:
+        one._check_asked(rows, views)
+        block = one.manifest["block"]
+        wanted[block] = wanted.get(block) or Wanted.of(rows, block)
+    towers = TOWERS if captions is not None else TOWERS[:1]
+    rooms = iter(_rooms([(len(rows), one.width, one.dtype) for one in sets for _ in towers]))
+    return [_read(one, wanted[one.manifest["block"]], views, asked, {t: next(rooms) for t in towers}) for one in sets]
+
+
+def _read(
+    one: FeatureSet, wanted: Wanted, views: np.ndarray, asked: np.ndarray | None, out: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    data, first, text, captions = one.blocks.places(wanted)
+    present, size = first >= 0, one.width * one.dtype.itemsize
+    places = {"image": first + views * size}
+    if asked is not None:
+        if np.any(present & ((asked < 0) | (asked >= captions))):
+            raise InputError(f"{one.path}: a caption was asked for that a row does not have")
+        places["text"] = text + asked * size
+    for tower, where in places.items():
+        one.blocks.gather(tower, wanted, data, where, present, out[tower])
+    return {**out, "present": present}
+
+
+def _rooms(shapes: list[tuple[int, int, np.dtype]]) -> list[np.ndarray]:
+    """Arrays `[n, width]` of these sizes and types, one after the other in memory."""
+    sizes = [n * width * dtype.itemsize for n, width, dtype in shapes]
+    starts = np.cumsum([0, *(size + -size % _ALIGNED for size in sizes)]).tolist()
+    memory = np.empty(starts[-1] + _ALIGNED, np.uint8)
+    memory = memory[-memory.__array_interface__["data"][0] % _ALIGNED :]
+    return [
+        memory[start : start + size].view(dtype).reshape(n, width)
+        for start, size, (n, width, dtype) in zip(starts, sizes, shapes)
+    ]
 
 
 def _check_files(path, manifest: dict[str, Any]) -> None:

@@ -7,10 +7,10 @@ header, the byte offset of every record and the file's end as uint64, and a CRC3
 """
 
 import io as std_io
+import mmap
 import os
 import struct
 import threading
-import weakref
 
 import google_crc32c
 import numpy as np
@@ -77,7 +77,8 @@ class RecordWriter:
 class RecordReader:
     """Reads any record of a TFRecord file; safe to share between threads.
 
-    A file without an index is walked once instead. Local files are read with `pread`.
+    A file without an index is walked once instead. Local files are mapped into memory, so that a record is read from
+    the disk in one go and copied nowhere; like all sets' files they must not be altered while they are open.
 
     Raises:
       InputError: the file is missing, truncated or damaged; the message names file and record.
@@ -88,12 +89,14 @@ class RecordReader:
         if not self.path.exists():
             raise InputError(f"{self.path} does not exist; copy the set again or write it again")
         self._lock = threading.Lock()
-        self._local = "://" not in os.fspath(self.path)
-        self._descriptor = os.open(os.fspath(self.path), os.O_RDONLY) if self._local else None
-        self._file = None if self._local else self.path.open("rb")
-        release = (os.close, self._descriptor) if self._local else (self._file.close,)
-        self._close = weakref.finalize(self, *release)
-        self.size = os.fstat(self._descriptor).st_size if self._local else self.path.stat().length
+        self._file = self.path.open("rb")
+        self.size = self.path.stat().length
+        self._map = self._bytes = None
+        if "://" not in os.fspath(self.path) and self.size:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._bytes = np.frombuffer(self._map, np.uint8)
+            self._file.close()
+            self._advise("MADV_RANDOM", 0, self.size)  # records are read whole and in any order
         index = io.as_path(f"{self.path}{INDEX_SUFFIX}")
         self._offsets = self._parse_index(index) if index.exists() else self._walk()
 
@@ -110,34 +113,54 @@ class RecordReader:
 
     def view(self, record: int) -> memoryview:
         """As `read`, without a copy."""
+        data, start, stop = self.located(record)
+        return memoryview(data[start:stop])
+
+    def located(self, record: int) -> tuple[np.ndarray, int, int]:
+        """Bytes, uint8, in which the data of a record lie between two places.
+
+        Those of the file where it is local, else those of the record.
+
+        Raises:
+          InputError: its checksum is wrong.
+        """
         if not 0 <= record < len(self):
             raise IndexError(f"record {record} of {len(self)} in {self.path}")
         start, stop = int(self._offsets[record]), int(self._offsets[record + 1])
-        raw = self._read(start, stop - start)
-        if len(raw) < OVERHEAD:
+        raw, at = self._read(start, stop - start)
+        if len(raw) - at < stop - start or stop - start < OVERHEAD:
             raise self._damaged(record, "is cut off")
-        length = self._length(raw, record)
-        if length != stop - start - OVERHEAD or len(raw) != stop - start:
+        length = self._length(raw[at : at + _HEAD.size], record)
+        if length != stop - start - OVERHEAD:
             raise self._damaged(record, "has another length than the index says")
-        data = np.frombuffer(raw, np.uint8, length, _HEAD.size)  # the checksum takes no memoryview
-        if _FOOT.unpack_from(raw, _HEAD.size + length)[0] != masked_crc(data):
+        first, last = at + _HEAD.size, at + _HEAD.size + length
+        if _FOOT.unpack_from(raw, last)[0] != masked_crc(raw[first:last]):
             raise self._damaged(record, "fails its checksum")
-        return memoryview(data)
+        return raw, first, last
 
     def close(self) -> None:
-        """Closes the file; reading is over."""
-        self._close()
+        """Closes the file; reading is over. Views that were given out stay valid."""
+        self._file.close()
+        self._map = self._bytes = None
 
-    def _read(self, offset: int, count: int) -> bytes:
-        if self._local:
-            return os.pread(self._descriptor, count, offset)
+    def _read(self, offset: int, count: int) -> tuple[np.ndarray, int]:
+        """Bytes that hold `count` bytes of the file, or fewer at its end, and from which place on."""
+        if self._bytes is not None:
+            end = min(offset + count, self._map.size())  # of the file now: what lies beyond must not be touched
+            self._advise("MADV_WILLNEED", offset, max(end - offset, 0))
+            return self._bytes[:end], offset
         with self._lock:
             self._file.seek(offset)
-            return self._file.read(count)
+            return np.frombuffer(self._file.read(count), np.uint8), 0
 
-    def _length(self, raw: bytes, record: int) -> int:
-        length, check = _HEAD.unpack_from(raw)
-        if check != masked_crc(raw[:8]):
+    def _advise(self, what: str, offset: int, count: int) -> None:
+        if hasattr(mmap, what):  # not on every system
+            start = offset - offset % mmap.PAGESIZE
+            self._map.madvise(getattr(mmap, what), start, offset + count - start)
+
+    def _length(self, head: np.ndarray, record: int) -> int:
+        length, check = _HEAD.unpack_from(head)
+        if check != masked_crc(head[:8]):
             raise self._damaged(record, "fails the checksum of its length")
         return length
 
@@ -159,7 +182,8 @@ class RecordReader:
     def _walk(self) -> np.ndarray:
         offsets = [0]
         while offsets[-1] < self.size:
-            head = self._read(offsets[-1], _HEAD.size)
+            raw, at = self._read(offsets[-1], _HEAD.size)
+            head = raw[at : at + _HEAD.size]
             if len(head) < _HEAD.size:
                 raise self._damaged(len(offsets) - 1, "is cut off")
             offsets.append(offsets[-1] + self._length(head, len(offsets) - 1) + OVERHEAD)

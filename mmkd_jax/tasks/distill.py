@@ -131,6 +131,7 @@ class DistillTask(ClipTask):
         self, params: Params, features: Features, batch: Batch, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array], dict]:
         """Task loss and distillation; reports are unweighted."""
+        batch = {**batch, "targets": jax.tree.map(_widened, batch["targets"])}
         task, reports, extra = super().objective(params, features, batch, step)
         distil = self._own_spaces if self.recipe.target == "heads" else self._joint_space
         parts = distil(params, features, batch, step)
@@ -222,3 +223,8 @@ class DistillTask(ClipTask):
         weights = rows * present
         weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-9)
         return {teacher.name: weights[:, i] for i, teacher in enumerate(self.teachers)}
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    """Stored features come to the device in their own type and are computed with in float32."""
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
