@@ -21,6 +21,8 @@ It follows the reader's light or dark theme and fits a phone. All text from data
   curves: {run: [(step, {metric: value})]}; curve_metrics: [str], which of them, "loss" by default.
   timings: [(name, seconds)], the stages in their order.
   examples: [{"model", "dataset", "i2t": [...], "t2i": [...]}], see `report.examples.examples`.
+  questions: [{"model", "dataset", "accuracy", "right": [...], "wrong": [...]}], see `report.vqa.cases`.
+  vqa: [{"dataset", "task", "first", "differences"}], see `report.vqa.measure`.
   provenance: nested {str: value}: commit, versions, device, data hashes, licences.
   notes: [str], what a careful reader should know.
 """

@@ -16,7 +16,7 @@ from mmkd_jax.evals.summary import MEAN
 FIELDS = {
     "title": str, "headline": str, "lede": str, "rows": list, "models": list, "highlight": str, "datasets": list,
     "comparisons": list, "calibration": list, "cases": list, "differences": list, "curves": dict,
-    "curve_metrics": list, "timings": list, "examples": list, "provenance": dict,
+    "curve_metrics": list, "timings": list, "examples": list, "questions": list, "vqa": list, "provenance": dict,
     "notes": list,
 }  # fmt: skip
 MODELS = ("student", "control", "teacher")  # what can be the best

@@ -9,7 +9,7 @@ from mmkd_jax import io
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import comparison, outcomes, results
 from mmkd_jax.evals.summary import MEAN
-from mmkd_jax.report import compare, examples, reliability
+from mmkd_jax.report import compare, examples, reliability, vqa
 from mmkd_jax.report.markup import percent
 
 EXAMPLES = "examples.json"  # pictures with answers, kept when the pairs set is at hand
@@ -19,7 +19,7 @@ RANKED = {"zeroshot": "balanced_accuracy", "linear_probe": "balanced_accuracy", 
 def keep_examples(out: str | os.PathLike, pairs, sets: Sequence[Any]) -> None:
     """Writes OUT/examples.json: pictures of every set in `sets` with what the leading model said of them."""
     rows = results.load(io.as_path(out) / "results.json")
-    found: dict[str, list] = {"cases": [], "examples": []}
+    found: dict[str, list] = {"cases": [], "examples": [], "questions": []}
     for one in sets:
         for task, key, pick in (
             ("zeroshot", "cases", lambda model, one: examples.cases(out, model, pairs, one.name, one.class_names)),
@@ -29,6 +29,8 @@ def keep_examples(out: str | os.PathLike, pairs, sets: Sequence[Any]) -> None:
             if model and (key != "cases" or one.class_names):
                 with contextlib.suppress(InputError):  # an earlier evaluation's model, on other rows than these
                     found[key].append(pick(model, one))
+        with contextlib.suppress(InputError):
+            found["questions"] += [asked] if (asked := vqa.cases(out, rows, pairs, one.name)) else []
     io.write_json(io.as_path(out) / EXAMPLES, found)
 
 
@@ -60,6 +62,7 @@ def gather(out: str | os.PathLike) -> dict[str, Any]:
         **({"highlight": lead} if lead else {}),
         "comparisons": records,
         "calibration": _calibration(out, rows),
+        "vqa": vqa.measure(out, rows),
         **kept,
         "notes": [*notes, *_mixed(rows)],
         "provenance": _provenance(rows),
@@ -130,7 +133,7 @@ def _headed(records: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, st
             row = max(found, key=lambda row: row["value"])
             where = f"{row['metric'].replace('_', ' ')} on {row['dataset']}"
             return {"headline": f"{row['model']}: {percent(row['value'])} % {where}"}
-    return {}
+    return {"headline": said} if (said := vqa.headline(rows)) else {}
 
 
 def _calibration(out, rows: Sequence[Mapping]) -> list[dict[str, Any]]:
