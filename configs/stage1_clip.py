@@ -7,16 +7,21 @@ The defaults are the settings of the released MMKD-CLIP code (arXiv 2506.22567; 
 run_configs_400m.py, class b16_400m): ViT-B/16 QuickGELU at 224 px, BERT-base with 256 tokens, AdamW, 20 epochs. The
 batch is not among what was released; 1024 is the base class's.
 
-Arguments: `smoke` is a model for a CPU in seconds, `demo` the small student of `mmkd demo`; `text=bert|clip` is the
-text tower: BERT as released, or CLIP's own, which `demo` takes unless told otherwise.
+`recipe=biomedclip` is BiomedCLIP's instead (arXiv 2303.00915): timm's ViT-B/16 and PubMedBERT (`--config.towers.text`
+names its weights) with 256 tokens, the softmax loss, 32 epochs at batch 4096. The towers are those of its published
+weights. Schedule and batch were not checked against the paper's table of hyperparameters; do so before relying on them.
+
+Arguments: `recipe=released|biomedclip`; `smoke` is a model for a CPU in seconds, `demo` the small student of `mmkd demo`;
+`text=bert|clip` is the text tower: BERT as released, or CLIP's own, which `demo` takes unless told otherwise.
 """
 
 from ml_collections import ConfigDict
 
 from mmkd_jax.config import parse_arg
-from mmkd_jax.errors import InputError
+from mmkd_jax.errors import InputError, near
 from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower
 
+RECIPES = ("released", "biomedclip")
 # Placements by name, first match wins: mesh axes of the leading dimensions. Stacked layers are never divided by layer;
 # `fsdp` takes the width, `tensor` heads and hidden units. What no rule divides (norms, biases, positions) is small.
 SHARDING = (
@@ -36,8 +41,12 @@ SHARDING = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """See the file's docstring."""
-    args = parse_arg(arg, smoke=False, demo=False, text="")
+    args = parse_arg(arg, recipe="released", smoke=False, demo=False, text="")
+    if args.recipe not in RECIPES:
+        raise InputError(f"unknown recipe {args.recipe!r}; {near(args.recipe, RECIPES)}")
     config = released()
+    if args.recipe == "biomedclip":
+        config.name, config.epochs, config.batch, config.optimizer.lr = "biomedclip", 32, 4096, 5e-4
     if args.smoke:
         shrink(config, size=32, patch=16, width=32, image_layers=2, text_layers=2, vocabulary=300, context=16)
         config.steps, config.batch, config.log_every, config.save_every = 4, 8, 1, 2
@@ -52,6 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
     text = args.text or ("clip" if args.demo else "bert")
     if text not in ("bert", "clip"):
         raise InputError(f"text={text}: the text tower is bert or clip")
+    if args.recipe == "biomedclip":
+        timm_image(config.model.image)
     if text == "clip":
         clip_text(config.model)
     return config
@@ -135,6 +146,12 @@ def run(config: ConfigDict) -> None:
     config.save_minutes = 30.0  # between temporary checkpoints, which go when there is a newer one; 0: none
     config.best = ""  # min:NAME or max:NAME of a reported scalar, whose best checkpoint stays too
     config.watchdog = 30.0  # minutes without a step after which the run ends with exit code 76; 0: never
+
+
+def timm_image(image: ConfigDict) -> None:
+    """timm's vision transformer at the same size: exact GELU, a patch bias, no LayerNorm before the blocks."""
+    image.activation, image.norm_epsilon = "gelu", 1e-6
+    image.pre_norm, image.patch_bias, image.layout = False, True, "timm"
 
 
 def clip_text(model: ConfigDict) -> None:
