@@ -5,8 +5,8 @@
   mmkd sets check pathmnist --root data/medmnist
   mmkd sets check lesions --root data/lesions           # with a set.json in the folder, see mmkd_jax/evals/sets.py
 
-`check` reads every picture and tells counts by split and class, examples, and problems, one a line; it leaves with exit
-code 2 if the set cannot be evaluated.
+`check` reads every picture, question, patient or slide's path and tells counts by split and class, examples, and
+problems, one a line; it leaves with exit code 2 if the set cannot be evaluated.
 """
 
 import argparse
@@ -72,13 +72,17 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from mmkd_jax.evals import set_check, sets
+    from mmkd_jax.evals import set_check, sets, table_check
 
     record = sets.find(args.set, args.root)
-    found = set_check.check(record, sets.open_set(record, args.root))
-    if found.cases:
-        print("\n".join(set_check.table(found)))
-        print("\n".join(f"sample: {line}" for line in set_check.samples(found)))
+    if record.task in sets.TABLES:
+        found = table_check.check(record, args.root)
+        lines = found.lines
+    else:
+        found = set_check.check(record, sets.open_set(record, args.root))
+        lines = [*set_check.table(found), *(f"sample: {line}" for line in set_check.samples(found))]
+        lines = lines if found.cases else []
+    print("".join(f"{line}\n" for line in lines), end="")
     for line in found.problems:
         print(f"problem: {line}")
     for line in found.fatal:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from mmkd_jax import preprocess
 from mmkd_jax.data import splits
@@ -12,6 +12,7 @@ from mmkd_jax.data.labels import Classes
 from mmkd_jax.data.pairs import pair_id
 from mmkd_jax.data.sources import Skipped, Source, SourceRecord
 from mmkd_jax.errors import InputError
+from mmkd_jax.evals import vqa_questions
 from mmkd_jax.evals.sets import SetRecord
 
 MAX_BAD = 0.05  # largest fraction of unusable pictures, as ingest has it by default
@@ -25,7 +26,7 @@ class Case:
     Attributes:
       key, split, group: as its source says; `unit`: what made splits go by, as in ingest.
       what: numbers of its classes; without: of findings that are known not to be there.
-      captions: how many.
+      captions: how many; closed, open: how many questions of either type.
       pixels: hash of them; size: width and height, px.
     """
 
@@ -38,6 +39,8 @@ class Case:
     captions: int
     pixels: bytes
     size: tuple[int, int]
+    closed: int = 0
+    open: int = 0
 
 
 @dataclasses.dataclass
@@ -94,6 +97,10 @@ def table(found: Checked) -> list[str]:
     width = max([len(name) for name in names] + [8])
     lines = [" " * width + "".join(f"{split:>9}" for split in order)]
     lines += [f"{name:{width}}" + "".join(f"{counts[s][i]:9}" for s in order) for i, name in enumerate(names)]
+    for kind in ("closed", "open"):
+        asked = Counter({split: sum(getattr(c, kind) for c in found.cases if c.split == split) for split in order})
+        if asked.total():
+            lines.append(f"{kind:{width}}" + "".join(f"{asked[split]:9}" for split in order))
     return [*lines, f"{'pictures':{width}}" + "".join(f"{totals[split]:9}" for split in order)]
 
 
@@ -140,6 +147,7 @@ def _case(one: SourceRecord | Skipped, classes: Classes | None, keys: set[str]) 
         return Skipped(one.key, str(error))
     try:
         settled_one, targets = settled(one, classes)
+        types = Counter(_type(entry, one) for entry in one.extra.get(vqa_questions.FIELD) or ())
     except InputError as error:
         return error
     there = tuple(number for number, target in enumerate(targets) if target == 1)
@@ -147,7 +155,20 @@ def _case(one: SourceRecord | Skipped, classes: Classes | None, keys: set[str]) 
     without = tuple(number for number, target in enumerate(targets) if target == 0)
     pixels = hashlib.sha256(repr((picture.mode, picture.size)).encode() + picture.tobytes()).digest()
     unit = group_id(one) or pair_id(one.source, one.key)
-    return Case(one.key, one.split, one.group, unit, what, without, len(one.captions), pixels, picture.size)
+    about = {"captions": len(one.captions), "pixels": pixels, "size": picture.size, **types}
+    return Case(one.key, one.split, one.group, unit, what, without, **about)
+
+
+def _type(entry: Mapping, one: SourceRecord) -> str:
+    """Whether a question is closed or open.
+
+    Raises:
+      InputError: it says neither, or lacks its text or answer.
+    """
+    kind = str(entry.get("answer_type", "")).lower()
+    if kind not in vqa_questions.TYPES or not str(entry.get("question", "")) or not str(entry.get("answer", "")):
+        raise InputError(f"{one.key}: a question needs question, answer and answer_type (closed or open), not {entry}")
+    return kind
 
 
 def _judge_splits(record: SetRecord, found: Checked) -> None:
@@ -160,10 +181,12 @@ def _judge_splits(record: SetRecord, found: Checked) -> None:
         found.fatal.append(f"there is no split test to evaluate on, only {', '.join(sorted(by_split))}")
     elif record.task == "retrieval" and not any(case.captions for case in tested):
         found.fatal.append("no picture that is tested on has a caption")
+    elif record.task == "vqa" and not any(case.closed + case.open for case in tested):
+        found.fatal.append("no picture that is tested on has a question")
     for split, wanted in record.about.get("size", {}).items():
         if split in ("train", "val", "test") and len(by_split[split]) != wanted:
             found.problems.append(f"split {split} has {len(by_split[split])} pictures, the record says {wanted}")
-    if record.task == "retrieval":
+    if record.task in ("retrieval", "vqa"):
         return
     if found.classes is None:
         found.fatal.append("there are no labels, and no class list")

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmkd_jax import io
@@ -25,11 +25,26 @@ from mmkd_jax.data import splits
 from mmkd_jax.data.labels import Classes
 from mmkd_jax.data.sources import About, Source, open_source
 from mmkd_jax.errors import InputError, near
-from mmkd_jax.evals import prompts
+from mmkd_jax.evals import prompts, set_tables
 
-ABOUT = ("title", "size", "url", "citation", "note")
-TASKS = ("classification", "multilabel", "retrieval")
-_TEXTS = ("name", "modality", "license", "title", "url", "citation", "note")
+ABOUT = ("title", "size", "url", "citation", "note", "paper")
+# What a set of a task is good for, of the six types of task.
+TASKS = {
+    "classification": ("zero-shot classification", "linear probe"),
+    "multilabel": ("zero-shot classification",),
+    "retrieval": ("retrieval",),
+    "vqa": ("VQA",),
+    "survival": ("survival",),
+    "diagnosis": ("diagnosis",),
+}
+TABLES = {"survival": "patients", "diagnosis": "slides"}  # sources of tables without pictures, see `table_rows`
+_TABLE = ("columns", "where", "header", "separator")
+_OPTIONS = {
+    "patients": ("source", "input", *_TABLE, "events", "covariates", "bag", "slides"),
+    "slides": ("source", "input", *_TABLE, "bag", "patient", "files", "label", "split"),
+}
+_QUESTIONS = "questions"
+_TEXTS = ("name", "modality", "license", "title", "url", "citation", "note", "paper")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +54,15 @@ class SetRecord:
     Attributes:
       name: short name.
       layout: `source`, `input` (path or paths below the root, by default the root), and the source's options.
-      task: `classification` (one class a picture), `multilabel` (several findings), or `retrieval` (captions).
+      task: `classification` (one class a picture), `multilabel` (several findings), `retrieval` (captions), `vqa`
+        (questions), `survival` (patients and times), or `diagnosis` (slides and classes).
       modality: as in the templates of prompts: `xray`, `ct`, ...
       classes: class list, None as the source says.
       prompts: wording of the classes, {} for the modality's templates.
       split: fractions by split to make, {} as the layout has them.
       license: of the set.
-      about: further fields of `ABOUT`; `size` is the number of pictures by split.
+      about: further fields of `ABOUT`; `size` is the number of pictures (questions, patients, slides) by split, and
+        `paper` says how it is known that MMKD-CLIP (arXiv 2506.22567) was judged on the set.
       evidence: by field where it was seen, or "from memory"; `all` for those not named.
     """
 
@@ -59,6 +76,17 @@ class SetRecord:
     license: str = ""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     evidence: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Types of task that it is good for; without pictures to train on there is no probe."""
+        tested_only = sum(self.split.values()) > 1 - 1e-9 or not self.about.get("size", {"train": 1}).get("train", 0)
+        types = TASKS[self.task]
+        return tuple(one for one in types if one != "linear probe" or not tested_only)
+
+    def seen(self, field: str) -> str:
+        """Where a field was seen, or "from memory"; "" for what is our own."""
+        return self.evidence.get(field, self.evidence.get("all", ""))
 
 
 def read(record: Any, where: str) -> SetRecord:
@@ -76,15 +104,18 @@ def read(record: Any, where: str) -> SetRecord:
     for field in _TEXTS:
         if not isinstance(record.get(field, ""), str):
             raise InputError(f"{where}: {field} must be text")
-    name, layout, task = record.get("name", ""), record.get("layout"), record.get("task", TASKS[0])
+    name, layout, task = record.get("name", ""), record.get("layout"), record.get("task", "classification")
     if not name or not name.isidentifier():
         raise InputError(f"{where}: the name {name!r} must be letters, digits and underscores")
     if not isinstance(layout, Mapping) or not isinstance(layout.get("source"), str):
         raise InputError(f'{where}: layout must be an object with the name of a source, {{"source": "folders"}}')
     if task not in TASKS:
         raise InputError(f"{where}: task {task!r} is unknown; {near(task, TASKS)}")
+    _check_table(layout, task, where)
     classes = Classes.of(record["classes"], f"{where}, classes") if "classes" in record else None
-    if classes is not None and len(classes.names) < 2 and task != "retrieval":
+    if task == "diagnosis" and classes is None:
+        raise InputError(f"{where}: a diagnosis needs classes, an object from labels in the files to names")
+    if classes is not None and len(classes.names) < 2 and task not in ("retrieval", "vqa"):
         raise InputError(f"{where}: {len(classes.names)} class names; at least two are needed")
     if record.get("prompts") and classes is not None:
         prompts.from_record(classes.names, record["prompts"], f"{where}, prompts")
@@ -128,20 +159,52 @@ def find(name: str, root: str = "") -> SetRecord:
 
 
 def open_set(record: SetRecord, root: str) -> Source:
-    """The set below `root` as a source.
+    """The set below `root` as a source of pictures.
 
     Raises:
-      InputError: `root` or the input below it does not exist.
+      InputError: `root` or the input below it does not exist, or the set has no pictures of its own.
     """
-    folder = io.as_path(root)
-    if not folder.exists():
-        raise InputError(f"set {record.name}: {folder} does not exist; give the folder that holds it")
+    if record.task in TABLES:
+        raise InputError(f"set {record.name} is a table for {record.task}, not pictures: mmkd {record.task} reads it")
     options = dict(record.layout)
     source, given = options.pop("source"), options.pop("input", "")
-    inputs = [_below(folder, path, record.name) for path in ([given] if isinstance(given, str) else given)]
-    opened = open_source(source, inputs, **options)
+    source = "mmkd_jax.evals.question_sets" if source == _QUESTIONS else source
+    opened = open_source(source, _inputs(record.name, root, given), **options)
     about = About(record.name, record.modality, record.license, _citation(record), record.classes, record.prompts)
     return dataclasses.replace(opened, about=dataclasses.replace(about, split=record.split))
+
+
+def table_rows(record: SetRecord, root: str, needed: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of the tables of a set of patients or slides, see `set_tables.Table.rows`.
+
+    Raises:
+      InputError: as `open_set`, and what the tables lack.
+    """
+    chosen = {name: record.layout[name] for name in _TABLE if name in record.layout}
+    for path in set_tables.files(_inputs(record.name, root, record.layout.get("input", ""))):
+        yield from set_tables.Table(path, **chosen).rows(needed)
+
+
+def _check_table(layout: Mapping[str, Any], task: str, where: str) -> None:
+    """Refuses a layout of pictures for a task on tables, the other way round, and unknown options of tables."""
+    source = layout["source"]
+    if source != TABLES.get(task) and (source in _OPTIONS or task in TABLES):
+        wanted = f"must be {TABLES[task]!r}" if task in TABLES else "has no pictures"
+        raise InputError(f"{where}: the source {source!r} is not for the task {task}: it {wanted}")
+    for option in layout if source in _OPTIONS else ():
+        if option not in _OPTIONS[source]:
+            raise InputError(
+                f"{where}: the source {source!r} has no option {option!r}; {near(option, _OPTIONS[source])}"
+            )
+    if source == "slides" and ("bag" in layout) == ("files" in layout):
+        raise InputError(f"{where}: layout needs either bag, the path of a slide with columns in braces, or files")
+
+
+def _inputs(name: str, root: str, given: str | Sequence[str]) -> list[str]:
+    folder = io.as_path(root)
+    if not folder.exists():
+        raise InputError(f"set {name}: {folder} does not exist; give the folder that holds it")
+    return [_below(folder, path, name) for path in ([given] if isinstance(given, str) else given)]
 
 
 def _below(folder, path: str, name: str) -> str:

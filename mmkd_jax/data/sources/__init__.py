@@ -20,7 +20,7 @@ from mmkd_jax.data import splits
 from mmkd_jax.data.labels import Classes
 from mmkd_jax.errors import InputError, near
 
-_NAMES = ("webdataset", "jsonl", "csv", "folders", "parquet", "medmnist", "tfds", "sample", "mmkd_release")
+_NAMES = ("webdataset", "jsonl", "csv", "folders", "named", "parquet", "medmnist", "tfds", "sample", "mmkd_release")
 TABLE = {name: f"mmkd_jax.data.sources.{name}" for name in _NAMES}
 
 

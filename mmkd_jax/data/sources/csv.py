@@ -29,7 +29,7 @@ def records(
       inputs: CSV files; a file whose name ends in `.tsv` has tabs.
       name: of the set; by default the file's.
       image: column with the picture's path from the file's folder, or a path with columns in braces
-        (`images/{image_id}.jpg`).
+        (`images/{image_id}.jpg`). A column may also be called by its number: `#0` is the first.
       columns, findings, separator, caption_fields, extra: see `tables.Columns`.
 
     Raises:
@@ -77,15 +77,16 @@ def _rows(path, meaning: Columns, image: str) -> Iterator[dict[str, str]]:
         lines = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         try:
             header = [cell.strip() for cell in next(lines, [])]
-            meaning.check(header, path)
+            numbers = [f"#{number}" for number in range(len(header))]
+            meaning.check([*header, *numbers], path)
             for column in re.findall(r"{(.*?)}", image) if "{" in image else [image]:
-                if column not in header:
+                if column not in header and column not in numbers:
                     raise InputError(f"{path} has no column {column!r} for the pictures; {near(column, header)}")
             for cells in lines:
                 if cells and len(cells) != len(header):
                     raise InputError(f"{path}, line {lines.line_num}: {len(cells)} values under {len(header)} columns")
                 if cells:
-                    yield dict(zip(header, cells))
+                    yield dict(zip(numbers, cells)) | dict(zip(header, cells))
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(f"{path}, line {lines.line_num}: not CSV in UTF-8 ({error})") from error
 
