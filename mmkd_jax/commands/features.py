@@ -12,7 +12,7 @@ import argparse
 import json
 from typing import Any
 
-from mmkd_jax.errors import InputError
+from mmkd_jax.errors import InputError, near
 
 PAIRS = ("stats", "select", "route")  # what cannot be told from the features by themselves
 MAPS = ("identity", "unit", "centre", "standardise", "phi_s", "whiten", "autoencoder")
@@ -57,6 +57,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _configure_route(action: argparse.ArgumentParser) -> None:
     action.add_argument("--rows", required=True, metavar="NAME", help="held-out row index of the set, such as dev")
     action.add_argument("--out", required=True, metavar="FILE.json", help="where to write the table")
+    action.add_argument("--teachers", nargs="+", metavar="NAME", help="only these (default: all that are there)")
+    action.add_argument(
+        "--by", default="modality", metavar="WHAT", help="modality (default), or teacher: all modalities weigh alike"
+    )
     action.add_argument(
         "--temperature",
         type=float,
@@ -129,9 +133,13 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
     out = io.as_path(args.out)
     if out.exists():
         raise InputError(f"{out} exists; choose another --out")
+    for name in args.teachers or ():
+        if name not in features:
+            raise InputError(f"{args.path} has no features of teacher {name!r}; {near(name, features)}")
+    features = {name: one for name, one in features.items() if name in (args.teachers or features)}
     declared = {name: specs.find(name).spec.modalities for name in features if name in specs.TEACHERS}
     rows = pairs.rows(args.rows)
-    record = routing.measure(pairs, features, rows, temperature=args.temperature, declared=declared)
+    record = routing.measure(pairs, features, rows, temperature=args.temperature, by=args.by, declared=declared)
     routing.save(out, record)
     for modality, count in record["pairs"].items():
         print(
@@ -157,7 +165,6 @@ def _select(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
 
 def _map(args: argparse.Namespace, features: dict[str, Any]) -> None:
     from mmkd_jax import io
-    from mmkd_jax.errors import near
     from mmkd_jax.tasks import autoencoder, maps
 
     if args.kind not in MAPS:

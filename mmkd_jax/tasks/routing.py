@@ -1,7 +1,7 @@
 """Which teacher to believe for which modality, measured on pairs that no student is trained on."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,10 @@ from mmkd_jax import io
 from mmkd_jax.data.features import FeatureSet
 from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.data.rows import RowIndex
-from mmkd_jax.errors import InputError
+from mmkd_jax.errors import InputError, near
 
 FEWEST = 8  # cases of a modality (groups; a pair of no group is one): crops of one picture do not tell teachers apart
+BY = ("modality", "teacher")
 POOL = 256  # captions that a picture's own one competes with, at most
 
 
@@ -22,6 +23,7 @@ def measure(
     rows: RowIndex,
     *,
     temperature: float = 0.0,
+    by: str = "modality",
     declared: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, Any]:
     """A routing table from the teachers' stored features of `rows`.
@@ -36,6 +38,8 @@ def measure(
       features: stored features by teacher; `rows` must be among those encoded.
       rows: held-out training pairs.
       temperature: 0 believes the strongest teacher alone; otherwise weights are softmax(strength / temperature).
+      by: `modality`: each has weights of its own. `teacher`: all have the same, from the mean of a teacher's strengths
+        over the modalities that could be measured.
       declared: modalities that a teacher was made for, by teacher; names without features take no part.
 
     Returns:
@@ -43,8 +47,11 @@ def measure(
       what it was made of.
 
     Raises:
-      InputError: a teacher has no features of a row, or the temperature is negative.
+      InputError: a teacher has no features of a row, the temperature is negative, `by` is unknown, or it is `teacher`
+        where no modality can be measured.
     """
+    if by not in BY:
+        raise InputError(f"weights by {by!r}; {near(by, BY)}")
     if not temperature >= 0.0:
         raise InputError(f"temperature {temperature} is negative; 0 believes the strongest teacher alone")
     names = sorted(features)
@@ -61,11 +68,14 @@ def measure(
             weights[modality] = _weights(strength[modality], temperature)
         elif experts:
             weights[modality] = {name: float(name in experts) for name in names}
+    if by == "teacher":
+        weights = dict.fromkeys(pairs.modalities, _overall(strength, names, temperature))
     return {
         "weights": weights,
         "strength": strength,
         "pairs": counts,
         "temperature": temperature,
+        "by": by,
         "rows": rows.hash,
         "features": {name: features[name].hash for name in names},
     }
@@ -124,6 +134,13 @@ def _weights(strength: Mapping[str, float], temperature: float) -> dict[str, flo
         return {name: float(i == best) for i, name in enumerate(names)}
     odds = np.exp((values - values.max()) / temperature)
     return {name: float(weight) for name, weight in zip(names, odds / odds.sum(), strict=True)}
+
+
+def _overall(strength: Mapping[str, Mapping[str, float]], names: Sequence[str], temperature: float) -> dict[str, float]:
+    """Weights of teachers by the means of their strengths, whatever a modality's number of pairs."""
+    if not strength:
+        raise InputError("no modality has enough held-out pairs to measure teachers on; weigh them by hand")
+    return _weights({name: float(np.mean([one[name] for one in strength.values()])) for name in names}, temperature)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
