@@ -4,6 +4,9 @@ Three specialist teachers are trained, stored and read back like any teacher; th
 pretrained (stage 1) and distilled (stage 2, three recipes) beside one that is never distilled; every model is
 evaluated; DIR/report.html tells it all. Without --data the pictures are those that packages of the demo extra carry:
 enough to see that everything runs, not to judge quality. The same command again continues where it stopped.
+
+With --prepare it stops before the students: pairs, teachers, their features and scores are what
+configs/sweeps/ladder.py starts from.
 """
 
 import argparse
@@ -17,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", default=[], metavar="DIR", help="WebDataset sets instead of the embedded")
     parser.add_argument("--fast", action="store_true", help="tiny models, few steps: to see that it runs")
     parser.add_argument("--seeds", type=int, metavar="N", help="the experiment: N seeds, longer runs, more controls")
+    parser.add_argument("--prepare", action="store_true", help="no students: only what they learn from")
     parser.add_argument(
         "--captions",
         choices=("label", "modality"),
@@ -32,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from mmkd_jax import config as configs
     from mmkd_jax import io
     from mmkd_jax.demo import story
-    from mmkd_jax.demo.pipeline import CONFIGS, Demo
+    from mmkd_jax.demo.pipeline import CONFIGS, Clock, Demo
     from mmkd_jax.errors import InputError
 
     if args.seeds is not None and args.seeds < 1:
@@ -48,5 +52,8 @@ def run(args: argparse.Namespace) -> None:
     demo = Demo(config, io.make_workdir(args.workdir), data, args.captions, args.seeds or 1)
     if args.fast:  # some dozen steps do not pay for good machine code
         jax.config.update("jax_disable_most_optimizations", True)
+    if args.prepare:
+        story.prepare(demo, Clock(demo.workdir))
+        return
     report = story.tell(demo)
     print(f"report: {report}")

@@ -33,18 +33,25 @@ EMBEDDED = (
 )
 
 
-def tell(demo: Demo) -> epath.Path:
-    """Runs what is not there yet and returns the report's path."""
+def prepare(demo: Demo, clock: Clock) -> Scores:
+    """What students learn from and are measured against: pairs, teachers, features, routing, teachers' scores."""
     _compile_once(demo.workdir)
-    clock = Clock(demo.workdir)
     clock.run("pairs", demo.pairs)
     for name in demo.config.specialists:
         clock.run(f"teacher {name}", lambda name=name: demo.teacher(name))
     clock.run(f"features ({demo.captions})", demo.features)
+    clock.run("routing", demo.routing)
     scores = Scores.of(demo)
     for name in demo.config.specialists:
         clock.run(f"evaluate teacher {name}", lambda name=name: scores.teacher(name))
     clock.run("pixel floor", scores.floor)
+    return scores
+
+
+def tell(demo: Demo) -> epath.Path:
+    """Runs what is not there yet and returns the report's path."""
+    clock = Clock(demo.workdir)
+    scores = prepare(demo, clock)
     for seed in range(demo.seeds):
         for name in ("stage1", *demo.config.students):
             suffix = f"{name} ({demo.captions}, seed {seed})"
