@@ -50,13 +50,14 @@ source_of() {
 advise() {
   local code=$1 text=${2,,}
   case $text in
+    *"attribute [project]"*) say "name the project: --project P, or gcloud config set project P" ;;
     *credential* | *"gcloud auth"* | *reauth* | *unauthenticated* | *"no active account"* | *"not logged in"*)
       say "log in: gcloud auth login, then gcloud config set project PROJECT; XPK also needs gcloud auth application-default login" ;;
     *quota* | *resource_exhausted* | *"resource exhausted"* | *qosmax* | *assocmax* | *"job violates accounting"*)
       say "the quota is used up or was never granted: ask for more (https://console.cloud.google.com/iam-admin/quotas; on SLURM, the administrator), take a smaller type, another zone or partition, or --spot" ;;
     *errimagepull* | *imagepullbackoff* | *"manifest unknown"* | *"image not found"* | *"manifest for"* | *"failed to resolve reference"* | *"does not exist in the registry"* | *"is not a valid docker image"*)
       say "the image is not there, or may not be read: bash launch/gke.sh image --image IMAGE builds and pushes it" ;;
-    *"unknown zone"* | *"invalid value for field 'zone'"* | *"location"*"not found"* | *"permission denied on 'locations"* | *"permission to access locations"* | *"invalid zone"* | *"zone"*"not found"* | *"--zone"*)
+    *"unknown zone"* | *"invalid value for field 'zone'"* | *"location"*"not found"* | *"permission denied on 'locations"* | *"permission to access locations"* | *"invalid zone"* | *"zone"*"not found"* | *"attribute [zone]"*)
       say "the zone is wrong, missing, or has no such TPU: gcloud compute tpus locations list; gcloud compute tpus accelerator-types list --zone ZONE" ;;
     *"runtime version"* | *"runtimeversion"* | *"runtime-version"* | *"accelerator type"* | *"acceleratortype"*)
       say "the zone does not have that type or image: gcloud compute tpus accelerator-types list --zone ZONE, gcloud compute tpus versions list --zone ZONE (--version names another)" ;;

@@ -121,6 +121,8 @@ start_job() {
 
 # shellcheck disable=SC2016 # for the worker's shell
 look='j=~/mmkd-job; if [ -f $j/exit ]; then s="exit $(cat $j/exit)"; elif [ ! -f $j/pid ]; then s=none; elif kill -0 "$(cat $j/pid)" 2>/dev/null; then s=running; else s=lost; fi; echo "mmkd-job $(hostname) $s"'
+# shellcheck disable=SC2016
+tail='tail -n 40 ~/mmkd-job/log | sed "s/^/$(hostname): /"'
 
 case $verb in
   create)
@@ -138,7 +140,6 @@ case $verb in
   status)
     if [ -n "$dry" ]; then run "${queued[@]}" describe "$slice" ${where[@]+"${where[@]}"} '--format=value(state.state)'; else now=$(state); echo "$slice: $now"; fi
     [ -z "$dry" ] && [ "$now" != ACTIVE ] || on_all "$look" ;;
-  # shellcheck disable=SC2016 # for the worker's shell
-  logs) on_all 'tail -n 40 ~/mmkd-job/log | sed "s/^/$(hostname): /"' ;;
+  logs) on_all "$tail" ;;
   delete) run "${queued[@]}" delete "$slice" ${where[@]+"${where[@]}"} --force --quiet ;;
 esac

@@ -50,15 +50,25 @@ def run(plan: Plan, groups: Sequence[Mapping[str, str]]) -> list[Failure]:
       InputError: another sweep works in the folder.
       SystemExit: 75, after SIGTERM, or when a run was told to save and leave: the same command goes on from there.
     """
-    local = _local(plan)
-    with _alone(local / ".sweep.lock") as lock, _Workers(plan, groups, local, lock) as workers:
+    folder = local(plan)
+    with alone(folder / ".sweep.lock") as lock, _Workers(plan, groups, folder, lock) as workers:
         return workers.make(plan.shared) or workers.make(plan.runs)
 
 
 def is_done(plan: Plan, task: Task) -> bool:
     """Whether a task is whole, by just these commands."""
     path = _mark(plan, task)
-    return path.exists() and io.read_json(path)["commands"] == _words(plan, task)
+    return path.exists() and io.read_json(path)["commands"] == words(plan, task)
+
+
+def mark_done(plan: Plan, task: Task) -> None:
+    """Says that a task is whole."""
+    io.write_json(_mark(plan, task), {"commands": words(plan, task)})
+
+
+def words(plan: Plan, task: Task) -> list[list[str]]:
+    """The commands as they are remembered: a sweep's folder may be moved."""
+    return [[word.replace(os.fspath(plan.workdir), "DIR") for word in command] for command in task.commands]
 
 
 class _Workers:
@@ -107,10 +117,10 @@ class _Workers:
                 if self._stopped:
                     return None
                 if code:
-                    failure = Failure(task.name, code, _last_line(self._log(task)))
+                    failure = Failure(task.name, code, last_line(self._log(task)))
                     print(f"{place} {task.name}: failed ({failure.line})", flush=True)
                     return failure
-            io.write_json(_mark(self._plan, task), {"commands": _words(self._plan, task)})
+            mark_done(self._plan, task)
             print(f"{place} {task.name}: done in {time.monotonic() - begin:.0f} s", flush=True)
         except BaseException:
             self._stop()  # here, before this thread takes the next task
@@ -150,7 +160,7 @@ class _Workers:
 
 
 @contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[int]:
+def alone(path: pathlib.Path) -> Iterator[int]:
     """Holds the folder for this sweep; yields the descriptor of a lock that its processes share.
 
     The sweep alone holds the first lock. The second is held by its processes too, also when the sweep is dead: they
@@ -179,7 +189,7 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _local(plan: Plan) -> pathlib.Path:
+def local(plan: Plan) -> pathlib.Path:
     """Where logs and locks lie: in the sweep's folder, or in a temporary one where that is on an object store."""
     path = os.fspath(plan.workdir)
     if "://" not in path:
@@ -191,11 +201,7 @@ def _mark(plan: Plan, task: Task):
     return plan.workdir / "done" / f"{task.name.replace('/', '.')}.json"
 
 
-def _words(plan: Plan, task: Task) -> list[list[str]]:
-    """The commands as they are remembered: a sweep's folder may be moved."""
-    return [[word.replace(os.fspath(plan.workdir), "DIR") for word in command] for command in task.commands]
-
-
-def _last_line(log: pathlib.Path) -> str:
+def last_line(log: pathlib.Path) -> str:
+    """What a log ends with."""
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
