@@ -11,8 +11,9 @@ batch is not among what was released; 1024 is the base class's.
 names its weights) with 256 tokens, the softmax loss, 32 epochs at batch 4096. The towers are those of its published
 weights. Schedule and batch were not checked against the paper's table of hyperparameters; do so before relying on them.
 
-Arguments: `recipe=released|biomedclip`; `smoke` is a model for a CPU in seconds, `demo` the small student of `mmkd demo`;
-`text=bert|clip` is the text tower: BERT as released, or CLIP's own, which `demo` takes unless told otherwise.
+Arguments: `recipe=released|biomedclip`; `smoke` is a model for a CPU in seconds, `demo` the small student of
+`mmkd demo`; `text=bert|clip` is the text tower: BERT as released, or CLIP's own, which `demo` takes unless told
+otherwise.
 """
 
 from ml_collections import ConfigDict

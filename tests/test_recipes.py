@@ -10,6 +10,13 @@ from mmkd_jax.train import setup
 from teachers.specs.bert import BIOMEDCLIP
 
 
+def flat(tree: dict, name: str = "") -> dict:
+    """The fields of nested dicts by dotted name."""
+    if not isinstance(tree, dict):
+        return {name: tree}
+    return {k: v for key, child in tree.items() for k, v in flat(child, f"{name}.{key}" if name else key).items()}
+
+
 def resolved(argument: str) -> dict:
     return configs.to_dict(configs.load(f"{tiny.CONFIGS}/stage1_clip.py{argument}"))
 
@@ -28,11 +35,6 @@ def test_biomedclip_has_the_published_towers_and_its_schedule():
 
 def test_what_the_recipe_does_not_name_is_as_released():
     """The difference between the two, field by field."""
-    flat = lambda tree, name="": (
-        {k: v for key, child in tree.items() for k, v in flat(child, f"{name}.{key}").items()}
-        if isinstance(tree, dict)
-        else {name[1:]: tree}
-    )
     ours, released = flat(resolved(":recipe=biomedclip")), flat(resolved(""))
     image = {f"model.image.{name}" for name in ("activation", "norm_epsilon", "pre_norm", "patch_bias", "layout")}
     assert {name for name in ours if ours[name] != released[name]} == {
