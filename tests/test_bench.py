@@ -10,6 +10,7 @@ import pytest
 
 from mmkd_jax import cli, io, timing
 from mmkd_jax.data.feature_blocks import Blocks
+from mmkd_jax.data.features import FeatureSet
 from teachers import costs, emit_speed, specs, speed
 from teachers.verify import TOLERANCE
 

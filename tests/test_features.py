@@ -49,6 +49,10 @@ def read_all(features, pairs, view=1, caption=0):
     return features.read(np.arange(n), np.full(n, view), np.full(n, caption))
 
 
+def read_views(features, pairs):
+    return [read_all(features, pairs, view) for view in range(features.views)]
+
+
 def test_read_gives_what_was_written(pairs, whole):
     image, text = toy.feature_values(pairs, 6, 2)
     rng = np.random.default_rng(0)
@@ -253,8 +257,7 @@ def test_reader_refuses_what_checksums_do_not_see(pairs, copy, change, message):
     rewrite(copy, change)
     features = FeatureSet.open(copy, pairs)
     with pytest.raises(InputError, match=message) as caught:
-        for view in range(2):
-            read_all(features, pairs, view)
+        read_views(features, pairs)
     assert "features.tfrecord-00000" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -314,8 +317,7 @@ def test_planted_faults_are_refused_by_name(pairs, copy, fault, way, capsys):
         error = capsys.readouterr().err
     else:
         with pytest.raises(InputError) as caught:
-            for view in range(2):
-                read_all(FeatureSet.open(copy, pairs), pairs, view)
+            read_views(FeatureSet.open(copy, pairs), pairs)
         error = f"{caught.value}\n"
     assert re.search(says, error)
     assert str(copy) in error
