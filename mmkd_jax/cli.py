@@ -30,6 +30,7 @@ VERBS = (
     "emit",
     "features",
     "train",
+    "status",
     "sweep",
     "checkpoint",
     "sets",
