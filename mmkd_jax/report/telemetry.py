@@ -1,6 +1,7 @@
 """A training run at a glance: lines for a terminal, and the page of a run's folder."""
 
 import dataclasses
+import itertools
 import math
 import os
 import time
@@ -97,8 +98,7 @@ def lines(glance: Glance) -> list[str]:
     pace = f", {duration(glance.left)} to go at this pace" if glance.left is not None else ""
     shown = [
         f"{glance.name}: {_state(glance)}",
-        f"{'█' * filled}{'░' * (WIDTH - filled)} step {totals.step:,} of {totals.steps:,} ({100 * share:.0f} %)"
-        f"{', ' if pace else ''}{pace.removeprefix(', ')}",
+        f"{'█' * filled}{'░' * (WIDTH - filled)} step {totals.step:,} of {totals.steps:,} ({100 * share:.0f} %){pace}",
         ", ".join(_speed(glance)),
         ", ".join(_use(glance)),
         "time: " + ", ".join(f"{WORDS[name]} {_percent(value)}" for name, value in _shares(totals)),
@@ -160,7 +160,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     values = [value for value in values if math.isfinite(value)]
     count = min(width, len(values))
     edges = [place * len(values) // count for place in range(count + 1)] if count else [0]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:])]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(means, default=0.0), max(means, default=0.0)
     return "".join(BLOCKS[round((len(BLOCKS) - 1) * (mean - low) / ((high - low) or 1.0))] for mean in means)
 
@@ -228,9 +228,8 @@ def _tiles(glance: Glance) -> list[Markup]:
 
 def _multiples(points: Sequence[tuple], names: Sequence[str]) -> Markup | None:
     drawn = [panel for name in names for panel in curves.panels(Board({}), {name: points}, [name])]
-    return (
-        element("div", [element("figure", one, class_="panel") for one in drawn], class_="multiples") if drawn else None
-    )
+    figures = [element("figure", one, class_="panel") for one in drawn]
+    return element("div", figures, class_="multiples") if drawn else None
 
 
 def _section(title: str, lede: str | None, shown: Markup | None) -> Markup | None:

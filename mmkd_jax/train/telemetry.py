@@ -75,6 +75,7 @@ class Telemetry:
         head |= {"devices": self._devices, "kind": device.device_kind, "peak": self._peak}
         head["memory"] = _memory("bytes_limit")
         self._write(head, before="\n")  # a line that was cut short ends here
+        self.record(start)
 
     def to(self, phase: str) -> None:
         """What follows is `phase`."""
