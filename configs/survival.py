@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.cohorts = ("TCGA-BLCA", "TCGA-COADREAD", "TCGA-STAD")
         config.tables = ("genes=expression_top300.csv",)
         config.cox = ("clinical", "genes", "clinical+genes")
+        config.strengths = (0.1, 0.3, 1.0, 3.0, 10.0)  # 300 covariates need more than six do
         config.mil = ("clinical+genes",)
     if args.smoke:
         config.strengths, config.heads.steps, config.heads.checkpoints = (0.1,), 20, 2

@@ -9,6 +9,12 @@ are kept in OUT/features/ and computed once; an evaluation that was interrupted 
   mmkd eval --checkpoint runs/a exported/b --torch pmcclip=weights/pmcclip --features emitted/biomedclip \\
       --pairs sets/pairs --out runs/eval
   mmkd eval --checkpoint runs/student --set pathmnist=data/medmnist lesions=data/lesions --out runs/eval
+
+With --config a study that takes more than a set of pairs: survival of patients, diagnosis of slides. It writes the same
+results and predictions, and a page of its own, OUT/NAME.html.
+
+  mmkd eval --config configs/survival.py:genes --config.root=data/tcga_survival --out runs/survival
+  mmkd eval --config configs/diagnosis.py --config.root=data/slides --checkpoint runs/student --out runs/slides
 """
 
 import argparse
@@ -42,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="features of this set of pairs, from mmkd emit: for tasks without prompts (retrieval, linear_probe, knn)",
     )
+    cli.add_config(parser, required=False)
     parser.add_argument("--pairs", metavar="DIR", help="set of pairs, from mmkd ingest")
     parser.add_argument(
         "--set",
@@ -58,8 +65,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="TASK",
         help="zeroshot, retrieval, linear_probe, multilabel, vqa, vqa_zeroshot (default: these six), retrieval_all, "
-        "knn, label_efficiency, calibration, vqa_pubmedclip; zeroshot_ with mmkd, unimed, clip_benchmark, open_clip, "
-        "conch or medmnist, as they count",
+        "knn, label_efficiency, calibration, vqa_pubmedclip, vqa_fusion, vqa_fusion_unfrozen; zeroshot_ with mmkd, "
+        "unimed, clip_benchmark, open_clip, conch or medmnist, as they count",
     )
     parser.add_argument(
         "--prompts",
@@ -79,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
     from mmkd_jax.evals import asked, base, results
     from mmkd_jax.train import distributed
 
+    if args.config:
+        return _study(args)
     models = _models(args)
     if args.bootstrap < 1 or args.seed < 0:
         raise InputError("--bootstrap must be at least 1 and --seed not negative")
@@ -91,6 +100,28 @@ def run(args: argparse.Namespace) -> None:
         if (out / "results.json").exists():
             results.load(out / "results.json")  # refused now rather than after the work
         _score(args, models, tasks, pairs, sets, out)
+
+
+def _study(args: argparse.Namespace) -> None:
+    """What a config describes, with the models that are named, if any."""
+    from mmkd_jax import config as configs
+    from mmkd_jax import io
+    from mmkd_jax.errors import InputError
+    from mmkd_jax.evals import results, studies
+
+    if args.bootstrap < 1 or args.seed < 0:
+        raise InputError("--bootstrap must be at least 1 and --seed not negative")
+    if given := [name for name in ("pairs", "set", "sets", "tasks", "features") if getattr(args, name)]:
+        raise InputError(f"--{given[0]} does not go with --config, whose fields say what is evaluated")
+    named = args.checkpoint or args.teacher or args.torch
+    page = studies.run(
+        configs.load(args.config, args.overrides), args.out, _models(args) if named else (),
+        resamples=args.bootstrap, seed=args.seed,
+    )  # fmt: skip
+    print(page)
+    print(
+        f"{io.as_path(args.out) / 'results.json'}: {len(results.load(io.as_path(args.out) / 'results.json'))} numbers"
+    )
 
 
 def _pairs(args: argparse.Namespace):
