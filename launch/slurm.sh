@@ -19,14 +19,16 @@ case ${1:-} in
   *) fail "there is no verb '$1'; it is submit, state, logs or cancel" ;;
 esac
 
-dry='' options=() inner=()
+dry='' job='' options=() inner=()
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) dry=yes; shift ;;
     --stage | --stage=* | --requeues | --requeues=*) option=${1%%=*}; value "$@"; inner+=("$option=$got"); shift "$taken" ;;
     --) shift; break ;;
     -*=* | --[a-z]*) options+=("$1"); shift ;;
-    *) [ "$verb" != submit ] || fail "'$1' is no option; write it as --option=value, and the command after --"; break ;;
+    *)
+      [ "$verb" != submit ] || fail "'$1' is no option; write it as --option=value, and the command after --"
+      job=$1; shift ;;
   esac
 done
 
@@ -35,18 +37,18 @@ if [ "$verb" = submit ]; then
   run sbatch --parsable ${options[@]+"${options[@]}"} "$root/launch/slurm.sbatch" "--root=$root" ${inner[@]+"${inner[@]}"} -- "$@"
   exit
 fi
-[[ ${1:-} =~ ^[0-9]+$ ]] || fail "$verb needs a job's number"
+[[ $job =~ ^[0-9]+$ ]] || fail "$verb needs a job's number"
 case $verb in
   state)
-    if [ -n "$dry" ]; then run squeue --noheader "--jobs=$1" --format=%T; exit; fi
+    if [ -n "$dry" ]; then run squeue --noheader "--jobs=$job" --format=%T; exit; fi
     code=0
-    found=$(squeue --noheader "--jobs=$1" --format=%T 2>&1) || code=$?
+    found=$(squeue --noheader "--jobs=$job" --format=%T 2>&1) || code=$?
     case $found in
       PENDING* | REQUEUE*) echo queued ;;
       "" | *"Invalid job id"* | COMPLETED* | CANCELLED* | FAILED* | TIMEOUT* | NODE_FAIL* | OUT_OF_MEMORY* | BOOT_FAIL* | DEADLINE*) echo gone ;;
       PREEMPTED* | RUNNING* | COMPLETING* | CONFIGURING* | SUSPENDED* | STAGE_OUT* | SIGNALING* | STOPPED* | RESIZING*) echo running ;;
       *) printf '%s\n' "$found" >&2; advise "$code" "$found"; exit "$((code ? code : 1))" ;;
     esac ;;
-  logs) run tail -n 40 "mmkd-$1.log" ;;
-  cancel) run scancel "$1" ;;
+  logs) run tail -n 40 "mmkd-$job.log" ;;
+  cancel) run scancel "$job" ;;
 esac

@@ -68,7 +68,7 @@ state() {
   found=$("${queued[@]}" describe "$slice" ${where[@]+"${where[@]}"} '--format=value(state.state)' 2>&1) || code=$?
   if [ "$code" = 0 ]; then
     echo "${found##*$'\n'}"
-  elif grep -qi "not_found\|not found" <<<"$found" && ! grep -qi "location\|zone\|project.*not found" <<<"${found//"$slice"/}"; then
+  elif grep -qi 'not.found' <<<"$found" && grep -qi "queuedResources/$slice\b" <<<"$found"; then
     echo ABSENT
   else
     printf '%s\n' "$found" >&2
