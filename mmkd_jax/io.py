@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,17 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     Raises:
       InputError: the folder cannot be written to.
     """
+    write_parts(path, [data])
+
+
+def write_parts(path: str | os.PathLike, parts: Iterable[bytes | memoryview]) -> None:
+    """As `write_bytes`, one part after the other."""
     path = as_path(path)
     temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        with temporary.open("wb") as file:
+            file.writelines(parts)
         temporary.replace(path)
     except OSError as error:
         if temporary.exists():

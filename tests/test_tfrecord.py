@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from tensorflow_datasets.proto import tf_example_pb2
 
 from mmkd_jax.data import example, tfrecord
 from mmkd_jax.errors import InputError
@@ -50,6 +51,12 @@ def test_framing_equals_a_hand_made_one(file):
         length = struct.pack("<Q", len(record))
         expected += length + struct.pack("<I", masked(length)) + record + struct.pack("<I", masked(record))
     assert file.read_bytes() == expected
+
+
+def test_a_record_in_pieces_is_the_record(file, tmp_path):
+    tfrecord.write(tmp_path / "z.tfrecord", [[record[:3], memoryview(record)[3:]] for record in RECORDS])
+    for suffix in ("", tfrecord.INDEX_SUFFIX):
+        assert (tmp_path / f"z.tfrecord{suffix}").read_bytes() == (tmp_path / f"x.tfrecord{suffix}").read_bytes()
 
 
 def test_tensorflow_reads_it(file):
@@ -158,3 +165,46 @@ def test_example_messages():
     }
     with pytest.raises(ValueError, match=r"not a tf\.train\.Example"):
         example.decode(b"\xff\xff")
+
+
+MESSAGE = {
+    "bytes": bytes(range(256)) * 300,
+    "text": ["é", "", "x" * 127, "y" * 128],
+    "nothing": [],
+    "empty": b"",
+    "small": np.arange(128),
+    "large": np.array([0, 127, 128, 2**40, -1, 2**63 - 1, -(2**63)]),
+    "no integers": np.array([], np.int64),
+    "floats": np.array([0.5, -1e30], np.float32),
+    "no floats": np.array([], np.float32),
+    "one": 7,
+}
+
+
+def test_messages_are_those_of_the_protocol_buffer():
+    """What is put together and taken apart by hand, against the library's own bytes and values."""
+    proto = tf_example_pb2.Example()
+    for name, value in MESSAGE.items():
+        feature = proto.features.feature[name]
+        if isinstance(value, bytes | list):
+            feature.bytes_list.SetInParent()
+            feature.bytes_list.value.extend(
+                v.encode() if isinstance(v, str) else v for v in ([value] if isinstance(value, bytes) else value)
+            )
+        else:
+            array = np.atleast_1d(value)
+            kind = feature.float_list if array.dtype == np.float32 else feature.int64_list
+            kind.SetInParent()
+            kind.value.extend(array.tolist())
+    data = proto.SerializeToString(deterministic=True)
+    assert example.encode(MESSAGE) == data
+    assert b"".join(example.pieces({**MESSAGE, "bytes": memoryview(MESSAGE["bytes"])})) == data
+    read = {name: [bytes(v) if isinstance(v, memoryview) else v for v in x] for name, x in example.views(data).items()}
+    assert read == {name: list(value) for name, value in example.decode(data).items()}
+
+
+@pytest.mark.parametrize("cut", [1, 40, 700, 77_500])
+def test_a_message_that_is_cut_off_is_refused(cut):
+    data = example.encode(MESSAGE)
+    with pytest.raises((ValueError, IndexError)):
+        example.views(data[:-cut])

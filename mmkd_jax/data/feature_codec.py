@@ -41,17 +41,17 @@ class Block:
     text: np.ndarray
     places: tuple[int, int] = (0, 0)
 
-    def encode(self) -> bytes:
-        """The block as a `tf.train.Example`."""
-        return example.encode(
+    def encode(self) -> list[bytes | memoryview]:
+        """The block as a `tf.train.Example` in pieces; the features are not copied."""
+        return example.pieces(
             {
                 "first": self.first,
                 "ids": self.ids,
                 "present": self.present.astype(np.uint8).tobytes(),
                 "counts": np.asarray(self.counts, np.int64),
                 "shape": np.asarray(self.image.shape, np.int64),
-                "image": self.image.tobytes(),
-                "text": self.text.tobytes(),
+                "image": _bytes(self.image),
+                "text": _bytes(self.text),
             }
         )
 
@@ -107,6 +107,10 @@ def unusable(x: np.ndarray) -> str:
     if _any_infinite(x):
         return "are NaN or infinite"
     return "are all zeros" if _any_zero(x) else ""
+
+
+def _bytes(x: np.ndarray) -> memoryview:
+    return memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
 
 
 def _address(data: bytes | memoryview) -> int:
@@ -165,7 +169,7 @@ class Moments:
                 total += piece.sum(0)
                 upper = dsyrk(1.0, piece.T, beta=1.0, c=upper, overwrite_c=True)
         beyond = total / count
-        lower = np.concatenate([row[: i + 1] for i, row in enumerate(upper.T)])
+        lower = upper.T[_triangle(width)]
         return cls(count, around + beyond, lower - count * _outer(beyond))
 
     def merge(self, other: "Moments") -> "Moments":
@@ -185,8 +189,7 @@ class Moments:
         """Population covariance, float64 `[width, width]`."""
         width = len(self.mean)
         half = np.zeros((width, width))
-        for i in range(width):
-            half[i, : i + 1] = self.lower[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2]
+        half[_triangle(width)] = self.lower
         return (half + np.tril(half, -1).T) / max(self.count, 1)
 
     def arrays(self, tower: str) -> dict[str, np.ndarray]:
@@ -201,7 +204,13 @@ class Moments:
 
 def _outer(x: np.ndarray) -> np.ndarray:
     """Lower triangle of the product of a vector with itself, row after row."""
-    return np.concatenate([x[: i + 1] * value for i, value in enumerate(x)])
+    return np.outer(x, x)[_triangle(len(x))]
+
+
+@functools.lru_cache(8)
+def _triangle(width: int) -> np.ndarray:
+    """Which places of a square matrix its lower triangle has, bool."""
+    return np.tri(width, dtype=bool)
 
 
 def _wide(x: np.ndarray) -> np.ndarray:

@@ -8,8 +8,10 @@
 <set>/manifest.json                                 written last: without it there is no set
 """
 
+import bisect
 import functools
 import hashlib
+import itertools
 import os
 from typing import Any
 
@@ -42,7 +44,7 @@ class PairsSet:
 
     def __init__(self, path, manifest: dict[str, Any], table: dict[str, np.ndarray]):
         self.path, self.manifest, self._raw_table = path, manifest, table
-        self._starts = np.concatenate([[0], np.cumsum([s["rows"] for s in manifest["shards"]])])
+        self._starts = list(itertools.accumulate((s["rows"] for s in manifest["shards"]), initial=0))
         self._shard = functools.lru_cache(_OPEN_SHARDS)(self._open_shard)
 
     @classmethod
@@ -133,8 +135,8 @@ class PairsSet:
         """
         if not 0 <= row < len(self):
             raise InputError(f"row {row} is not one of the {len(self)} rows of {self.path}")
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        record = int(row - self._starts[shard])
+        shard = bisect.bisect_right(self._starts, row) - 1
+        record = row - self._starts[shard]
         reader = self._shard(shard)
         try:
             pair = pair_codec.from_record(reader.read(record))

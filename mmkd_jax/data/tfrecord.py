@@ -7,10 +7,12 @@ header, the byte offset of every record and the file's end as uint64, and a CRC3
 """
 
 import io as std_io
+import itertools
 import mmap
 import os
 import struct
 import threading
+from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
@@ -26,16 +28,23 @@ _COMPILED = google_crc32c.implementation == "c"  # it takes arrays too; the one 
 OVERHEAD = _HEAD.size + _FOOT.size  # bytes of framing a record
 
 
-def masked_crc(data: bytes | np.ndarray) -> int:
-    """TensorFlow's masked CRC32C of `data`, as an unsigned 32-bit integer."""
-    crc = google_crc32c.value(data if _COMPILED else bytes(data))
+def masked_crc(*data: bytes | memoryview | np.ndarray) -> int:
+    """TensorFlow's masked CRC32C of `data`, one piece after the other, as an unsigned 32-bit integer."""
+    crc = 0
+    for piece in data:
+        crc = google_crc32c.extend(crc, np.frombuffer(piece, np.uint8) if _COMPILED else bytes(piece))
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def frame(data: bytes) -> bytes:
     """One record as it lies in the file."""
-    length = struct.pack("<Q", len(data))
-    return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
+    return b"".join(framed([data]))
+
+
+def framed(pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """As `frame`, of a record in pieces, none of which is copied."""
+    length = struct.pack("<Q", sum(map(len, pieces)))
+    return [length, struct.pack("<I", masked_crc(length)), *pieces, struct.pack("<I", masked_crc(*pieces))]
 
 
 def index_bytes(sizes) -> bytes:
@@ -45,11 +54,12 @@ def index_bytes(sizes) -> bytes:
     return body + struct.pack("<I", google_crc32c.value(body))
 
 
-def write(path: str | os.PathLike, records: list[bytes]) -> None:
-    """Writes a whole TFRecord file and its index, each atomically, the index first."""
+def write(path: str | os.PathLike, records: Sequence[bytes | Sequence[bytes | memoryview]]) -> None:
+    """Writes a whole TFRecord file and its index, each atomically, the index first; records may be in pieces."""
     path = io.as_path(path)
-    io.write_bytes(f"{path}{INDEX_SUFFIX}", index_bytes(map(len, records)))
-    io.write_bytes(path, b"".join(map(frame, records)))
+    parts = [[record] if isinstance(record, bytes) else record for record in records]
+    io.write_bytes(f"{path}{INDEX_SUFFIX}", index_bytes(sum(map(len, part)) for part in parts))
+    io.write_parts(path, itertools.chain.from_iterable(map(framed, parts)))
 
 
 class RecordWriter:
