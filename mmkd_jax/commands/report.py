@@ -1,13 +1,13 @@
-"""Builds report.html of a demo or evaluation folder from what lies in it (report_data.json, or results.json)."""
+"""Builds report.html of a demo, an evaluation or a training run from what lies in its folder."""
 
 import argparse
 
-HELP = "(re)build the one-page report of a demo or evaluation folder"
+HELP = "(re)build the one-page report of a demo, an evaluation or a training run"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("folder", metavar="DIR", help="folder with report_data.json or results.json")
+    parser.add_argument("folder", metavar="DIR", help="folder with report_data.json, results.json or telemetry.jsonl")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -64,12 +64,15 @@ def main_plot_svg(data: Mapping[str, Any], width: int = 1000) -> str:
 
 
 def rebuild(folder: str | os.PathLike) -> os.PathLike:
-    """Writes FOLDER/report.html from FOLDER/report_data.json, or from what mmkd eval left, and returns its path.
+    """Writes FOLDER/report.html from FOLDER/report_data.json, or from what mmkd eval left, or mmkd train.
+
+    Returns:
+      The page's path.
 
     Raises:
-      InputError: the folder holds neither.
+      InputError: the folder holds nothing of these.
     """
-    from mmkd_jax.report import evaluation
+    from mmkd_jax.report import evaluation, telemetry
 
     folder = io.as_path(folder)
     if (folder / DATA).exists():
@@ -78,7 +81,13 @@ def rebuild(folder: str | os.PathLike) -> os.PathLike:
             raise InputError(f"{folder / DATA} does not hold a report's data")
     elif (folder / "results.json").exists():
         data = evaluation.gather(folder)
+    elif (folder / telemetry.FILE).exists():
+        io.write_text(folder / "report.html", telemetry.page(telemetry.gather(folder)))
+        return folder / "report.html"
     else:
-        raise InputError(f"{folder} has no {DATA} and no results.json; run mmkd demo or mmkd eval into it first")
+        raise InputError(
+            f"{folder} has no {DATA} and no results.json, and is no run of mmkd train; run mmkd demo, mmkd eval or "
+            "mmkd train into it first"
+        )
     write_report(folder / "report.html", data)
     return folder / "report.html"

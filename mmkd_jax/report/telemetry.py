@@ -19,6 +19,7 @@ from mmkd_jax.train import commits, folder, ledger, metrics
 from mmkd_jax.train.evaluation import SECONDS
 from mmkd_jax.train.retention import EVALUATED
 
+FILE = ledger.FILE
 WORDS = {
     "train": "training",
     "input": "waiting for input",
@@ -70,7 +71,7 @@ def gather(path: str | os.PathLike, now: float | None = None) -> Glance:
     run = io.as_path(path)
     segments = ledger.read(run)
     if not segments:
-        raise InputError(f"{run} has no {ledger.FILE}; name the folder of an mmkd train that has begun to train")
+        raise InputError(f"{run} has no {FILE}; name the folder of an mmkd train that has begun to train")
     totals, head = ledger.totals(segments), segments[-1].head
     last = segments[-1].lines[-1] if segments[-1].lines else head
     known = devices.of_kind(head["kind"])
