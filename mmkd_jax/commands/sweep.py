@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
 
     cluster = _cluster(args)
     sweep = plan.load(args.config, args.overrides, args.workdir)
+    if cluster:
+        submit.check(sweep, cluster)
     if args.dry_run:
         _say(sweep, cluster)
         return

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from mmkd_jax import io
 
+CHILD = (sys.executable, "-m", "mmkd_jax")
 # Where a scheduler says which process of a job this is: none but the first has anything but 0.
 INDICES = ("JAX_PROCESS_ID", "SLURM_PROCID", "JOB_COMPLETION_INDEX", "TPU_WORKER_ID", "MEGASCALE_SLICE_ID")
 
@@ -41,7 +42,7 @@ def run(commands: Sequence[Sequence[str]]) -> int:
     code = 0
     try:
         for command in commands:
-            running[:] = [subprocess.Popen([sys.executable, "-m", "mmkd_jax", *command])]
+            running[:] = [subprocess.Popen([*CHILD, *command])]
             if stopped:  # since it was last asked
                 stop()
             code = running[0].wait()

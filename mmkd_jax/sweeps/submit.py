@@ -7,6 +7,7 @@ queue without a word, is submitted again; a job that its cluster starts again by
 
 import collections
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -25,6 +26,7 @@ SCRIPTS = {"slurm": "slurm.sh", "gke": "gke.sh"}
 POLL = 30.0  # seconds between two looks at the queue
 RETRIES = 10  # of each part
 GONE = "gone"
+BUCKETS = "gcsfs"  # the package that reads and writes gs://
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +95,25 @@ def run(plan: Plan, cluster: Cluster, sleep: Callable[[float], None] = time.slee
       sleep: waits between two looks at the queue.
 
     Raises:
-      InputError: a job was refused, an earlier job of other commands is still there, another sweep works in the folder,
-        or a folder of this machine is given to a cluster that cannot see it.
+      InputError: see `check`; a job was refused, an earlier job of other commands is still there, or another sweep
+        works in the folder.
     """
-    if cluster.kind == "gke" and "://" not in os.fspath(plan.workdir):
-        raise InputError(f"--workdir {plan.workdir} is a folder of this machine; GKE takes gs://BUCKET/FOLDER")
+    check(plan, cluster)
     with runner.alone(runner.local(plan) / ".sweep.lock"):
         return _Jobs(plan, cluster, sleep).make(plan.shared) or _Jobs(plan, cluster, sleep).make(plan.runs)
+
+
+def check(plan: Plan, cluster: Cluster) -> None:
+    """Refuses a folder that jobs or this machine cannot reach.
+
+    Raises:
+      InputError: it does.
+    """
+    if "://" not in os.fspath(plan.workdir):
+        if cluster.kind == "gke":
+            raise InputError(f"--workdir {plan.workdir} is a folder of this machine; GKE takes gs://BUCKET/FOLDER")
+    elif not importlib.util.find_spec(BUCKETS):
+        raise InputError(f"{plan.workdir} takes the package {BUCKETS}: pip install 'mmkd-jax[gcs]'")
 
 
 def log_of(plan: Plan, task: Task) -> pathlib.Path:
