@@ -36,6 +36,8 @@ MORE_TASKS = {
     "knn": "mmkd_jax.evals.neighbours",
     "label_efficiency": "mmkd_jax.evals.label_efficiency",
     "retrieval_all": "mmkd_jax.evals.retrieval.EVERY_CAPTION",
+    "vqa_fusion": "mmkd_jax.evals.vqa_fusion.FROZEN",
+    "vqa_fusion_unfrozen": "mmkd_jax.evals.vqa_fusion.UNFROZEN",
     "vqa_pubmedclip": "mmkd_jax.evals.vqa.PUBMEDCLIP",
     "zeroshot_mmkd": "mmkd_jax.evals.profiles.MMKD",
     "zeroshot_unimed": "mmkd_jax.evals.profiles.UNIMED",
@@ -74,7 +76,8 @@ class Encoder(Protocol):
 class TaskData:
     """One set with the features of one encoder: the input of a task's `evaluate`.
 
-    `probe_layer` is the image features' layer for tasks that train on them, `logit_scale` the encoder's.
+    `probe_layer` is the image features' layer for tasks that train on them, `logit_scale` the encoder's. `folder` is
+    where a task keeps what it trains, None where nothing is kept.
     """
 
     set: EvalSet
@@ -83,6 +86,7 @@ class TaskData:
     seed: int
     resamples: int
     probe_layer: str
+    folder: os.PathLike | None = None
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """Ids of rows, unicode `[n]`."""
@@ -146,7 +150,7 @@ def one_by_one(
       encoder: see `Encoder`; or stored features, which serve the tasks that need no prompts.
       pairs: the pairs set that the sets' rows refer to.
       sets: what to evaluate on, with different names.
-      out: folder that receives `predictions/<model>/<set>.<task>.npz`; None keeps no predictions.
+      out: folder that receives `predictions/<model>/<set>.<task>.npz`, and `heads/` that tasks train; None keeps none.
       tasks: names from `TASKS` and `MORE_TASKS`, or dotted paths of modules of the same form.
       seed: of the bootstrap and of the probe's held-out part.
       bootstrap: number of resamples of the intervals.
@@ -170,7 +174,8 @@ def one_by_one(
         if applying:
             features.add_rows([one.rows])
         rows = []
-        data = TaskData(one, features, float(encoder.logit_scale), seed, bootstrap, probe_layer)
+        kept = None if out is None else results.heads_path(out, encoder.name, one.name)
+        data = TaskData(one, features, float(encoder.logit_scale), seed, bootstrap, probe_layer, kept)
         for task, module in applying.items():
             result = module.evaluate(data)
             if out is not None and jax.process_index() == 0:  # all have the same

@@ -103,6 +103,11 @@ def predictions_path(out, model: str, dataset: str, task: str):
     return io.as_path(out) / "predictions" / file_name(model) / f"{file_name(dataset)}.{file_name(task)}.npz"
 
 
+def heads_path(out, model: str, dataset: str):
+    """Where what tasks train on one model's features or towers lies."""
+    return io.as_path(out) / "heads" / file_name(model) / file_name(dataset)
+
+
 def save_predictions(path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes named arrays as one `.npz` atomically; no pickles, so text is stored as fixed-width unicode."""
     arrays = {name: np.asarray(value) for name, value in arrays.items()}

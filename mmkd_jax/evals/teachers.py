@@ -27,19 +27,19 @@ class TeacherEncoder:
         self.name, self.checkpoint, self.spec = f"{role}{name}", str(weights), teacher.spec
         self.logit_scale = float(getattr(teacher, "logit_scale", LOGIT_SCALE))
         self.identity = _identity(teacher)
-        self._teacher = teacher
+        self.teacher = teacher
 
     def encode_image(self, images: Sequence, projected: bool = True) -> np.ndarray:
         """Float32 `[n, width]` of PIL images; before the projection if not `projected` and the teacher can."""
-        encode = self._teacher.encode_image
+        encode = self.teacher.encode_image
         if not projected and "projected" not in inspect.signature(encode).parameters:
             raise InputError(f"{self.name} gives projected features only; leave the probe layer at embedding")
         options = {} if projected else {"projected": False}
-        return np.asarray(encode(np.stack([self._teacher.preprocess(image) for image in images]), **options))
+        return np.asarray(encode(np.stack([self.teacher.preprocess(image) for image in images]), **options))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Float32 `[m, width]`."""
-        return np.asarray(self._teacher.encode_text(self._teacher.tokenize(list(texts))))
+        return np.asarray(self.teacher.encode_text(self.teacher.tokenize(list(texts))))
 
 
 def _identity(teacher) -> str:
