@@ -10,6 +10,11 @@ are kept in OUT/features/ and computed once; an evaluation that was interrupted 
       --pairs sets/pairs --out runs/eval
   mmkd eval --checkpoint runs/student --set pathmnist=data/medmnist lesions=data/lesions --out runs/eval
 
+With --suite a named list of sets (mmkd_jax/evals/suites), and the means that it defines, in OUT/suites/NAME.json. Sets
+lie in folders of their names below --sets-root; what is absent is said, and no mean is taken without it.
+
+  mmkd eval --suite medmnist12 --sets-root data --checkpoint runs/student --out runs/medmnist
+
 With --config a study that takes more than a set of pairs: survival of patients, diagnosis of slides. It writes the same
 results and predictions, and a page of its own, OUT/NAME.html.
 
@@ -57,6 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=ROOT",
         help="instead of --pairs: sets as they lie (mmkd sets list, or a set.json in ROOT), ingested once, to OUT/sets",
     )
+    parser.add_argument("--suite", metavar="NAME", help="the sets of a suite: medmnist12, unimed21, six-tasks, ...")
+    parser.add_argument("--sets-root", default="", metavar="DIR", help="folder of the sets of --suite, by their names")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for results, predictions/ and report.html")
     parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: OUT/features)")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sources of the set (default: all)")
@@ -86,6 +93,10 @@ def run(args: argparse.Namespace) -> None:
     from mmkd_jax.evals import asked, base, results
     from mmkd_jax.train import distributed
 
+    if args.suite:
+        return _suite(args)
+    if args.sets_root:
+        raise InputError("--sets-root goes with --suite; name single sets with --set NAME=ROOT")
     if args.config:
         return _study(args)
     models = _models(args)
@@ -100,6 +111,34 @@ def run(args: argparse.Namespace) -> None:
         if (out / "results.json").exists():
             results.load(out / "results.json")  # refused now rather than after the work
         _score(args, models, tasks, pairs, sets, out)
+
+
+def _suite(args: argparse.Namespace) -> None:
+    """The sets of a suite that are there, and its means."""
+    from mmkd_jax import io
+    from mmkd_jax.errors import InputError
+    from mmkd_jax.evals import given, results, sets, suites
+    from mmkd_jax.evals.suites import studies
+
+    if wrong := [name for name in ("pairs", "sets", "config") if getattr(args, name)]:
+        raise InputError(f"--{wrong[0]} does not go with --suite; give --sets-root DIR, or --set NAME=ROOT for each")
+    suite = suites.find(args.suite)
+    there, absent = suite.located(args.sets_root, given.roots(args.set))
+    print(
+        f"{suite.name}: {len(there)} of {len(suite.sets)} sets" + (f"; absent: {', '.join(absent)}" if absent else "")
+    )
+    tables = {name: root for name, root in there.items() if sets.known()[name].task in sets.TABLES}
+    pictures = [f"{name}={root}" for name, root in there.items() if name not in tables]
+    if pictures:
+        asked = {"suite": "", "sets_root": "", "set": pictures, "tasks": args.tasks or suite.tasks}
+        run(argparse.Namespace(**vars(args) | asked))
+    with io.workdir(args.out) as out:
+        studies.run(tables, out, lambda: _models(args), resamples=args.bootstrap, seed=args.seed)
+        rows = [row for row in results.load(out / "results.json") if row["seed"] == args.seed]
+        found = suites.means(suite, rows)
+        told = {"suite": suite.name, "absent": list(absent), "means": found}
+        io.write_json(out / "suites" / f"{suite.name}.json", told)
+    print("\n".join(suites.lines(suite, found)))
 
 
 def _study(args: argparse.Namespace) -> None:

@@ -5,7 +5,8 @@ A layout has the source `patients`, a table (`mmkd_jax.evals.set_tables`) and:
     columns     theirs by ours: patient, time, event, and where they are there site, fold, split
     events      1 (seen) or 0 (not seen) by what the column of events says; by default those numbers
     covariates  columns, each with its levels in order, or with an empty list where it holds numbers
-    bag         path of a row's feature file or folder of tiles, with columns in braces ("pt_files/{slide_id}.pt")
+    unit        of the times: months (default) or days
+    bag         path of a row's feature file or folder of tiles, with columns in braces ("features/{slide_id.stem}.npy")
     slides      column that holds several slides' names, and what is between them (["slide_ids", ";"]); `bag` then has
                 {slide} for each
 

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io as std_io
 import json
+import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -75,13 +76,19 @@ def files(inputs: Sequence[str]) -> list[epath.Path]:
 def place(pattern: str, row: Mapping[str, Any]) -> str:
     """A path with columns in braces (`imgs/{img_name}`) for a row; a pattern without braces names the column.
 
+    `{slide_id.stem}` is the value of the column `slide_id` without the ending of a file's name.
+
     Raises:
       InputError: the row has no such column.
     """
-    for column in re.findall(r"{(.*?)}", pattern) if "{" in pattern else [pattern]:
-        if row.get(column) in (None, ""):
+
+    def value(column: str) -> str:
+        whole = row.get(column.removesuffix(".stem") if column not in row else column)
+        if whole in (None, ""):
             raise InputError(f"{row['where_from']}: there is no {column!r} for the path {pattern!r}")
-    return re.sub(r"{(.*?)}", lambda match: str(row[match[1]]), pattern) if "{" in pattern else str(row[pattern])
+        return str(whole) if column in row else pathlib.PurePosixPath(str(whole)).stem
+
+    return re.sub(r"{(.*?)}", lambda match: value(match[1]), pattern) if "{" in pattern else value(pattern)
 
 
 def image(root, pattern: str, row: Mapping[str, Any]) -> bytes | Skipped:

@@ -40,7 +40,7 @@ TASKS = {
 TABLES = {"survival": "patients", "diagnosis": "slides"}  # sources of tables without pictures, see `table_rows`
 _TABLE = ("columns", "where", "header", "separator")
 _OPTIONS = {
-    "patients": ("source", "input", *_TABLE, "events", "covariates", "bag", "slides"),
+    "patients": ("source", "input", *_TABLE, "events", "covariates", "unit", "bag", "slides"),
     "slides": ("source", "input", *_TABLE, "bag", "patient", "files", "label", "split"),
 }
 _QUESTIONS = "questions"
@@ -165,7 +165,7 @@ def open_set(record: SetRecord, root: str) -> Source:
       InputError: `root` or the input below it does not exist, or the set has no pictures of its own.
     """
     if record.task in TABLES:
-        raise InputError(f"set {record.name} is a table for {record.task}, not pictures: mmkd {record.task} reads it")
+        raise InputError(f"set {record.name} is a table for {record.task}, not pictures; evaluate it in a suite, or by a config")
     options = dict(record.layout)
     source, given = options.pop("source"), options.pop("input", "")
     source = "mmkd_jax.evals.question_sets" if source == _QUESTIONS else source
@@ -196,6 +196,8 @@ def _check_table(layout: Mapping[str, Any], task: str, where: str) -> None:
             raise InputError(
                 f"{where}: the source {source!r} has no option {option!r}; {near(option, _OPTIONS[source])}"
             )
+    if layout.get("unit", "months") not in ("months", "days"):
+        raise InputError(f"{where}: the unit of times must be months or days, not {layout['unit']!r}")
     if source == "slides" and ("bag" in layout) == ("files" in layout):
         raise InputError(f"{where}: layout needs either bag, the path of a slide with columns in braces, or files")
 
