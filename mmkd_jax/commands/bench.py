@@ -5,6 +5,7 @@ mmkd bench encode --teachers BiomedCLIP PMC-CLIP --batch 16
 mmkd bench emit --small
 mmkd bench emit --teachers BiomedCLIP=biomedclip.safetensors
 mmkd bench host
+mmkd bench distill
 mmkd bench loss --losses softmax affinity --once
 
 encode runs towers of teachers with random weights by this project (flax) and by the libraries that the teachers were
@@ -12,13 +13,15 @@ trained with (torch, open_clip, timm, transformers), turn by turn, in float32, o
 emit does so with whole emissions: decoding, preprocessing, encoding, and the rest of the host's work, told apart.
 host measures what emission costs beside those three, with nine teachers that answer at once, and what reading nine
 feature sets adds to training's input: milliseconds of the processor.
+distill counts what nine stored teachers add to a step of stage 1: FLOPs of the model at the paper's size, and
+milliseconds of the processor in a loop whose step takes no time.
 loss compares the forms of global losses (plain, rows, ring) on eight fake devices of the CPU: the compiler's memory a
 device by global batch, and time.
 """
 
 import argparse
 
-HELP = "measure: encode, emit (flax beside torch), host (storing, reading features), loss (memory, time)"
+HELP = "measure: encode, emit (flax beside torch), host (storing features), distill (what teachers add), loss"
 BOTH = {
     "encode": "pictures and texts a second of teachers' towers, flax beside torch",
     "emit": "pairs a second of whole emissions, flax beside torch, and where the time goes",
@@ -27,7 +30,7 @@ BOTH = {
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="encode|emit|host|loss")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="encode|emit|host|distill|loss")
     for name, does in BOTH.items():
         verb = verbs.add_parser(name, help=does, description=does)
         what = "NAME" if name == "encode" else "NAME[=WEIGHTS]"
@@ -37,10 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--small", action="store_true", help="towers of the same kinds that run in milliseconds")
         if name == "emit":
             verb.add_argument("--rows", type=int, default=64, metavar="N", help="pairs to emit (default: 64)")
-    does = "processor's milliseconds of storing and of reading nine teachers' features"
-    host = verbs.add_parser("host", help=does, description=does)
-    host.add_argument("--rows", type=int, default=4096, metavar="N", help="pairs (default: 4096; at least 256)")
-    host.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default: 5)")
+    for name, does in {
+        "host": "processor's milliseconds of storing and of reading nine teachers' features",
+        "distill": "FLOPs and processor's milliseconds that nine stored teachers add to a step of stage 1",
+    }.items():
+        verb = verbs.add_parser(name, help=does, description=does)
+        verb.add_argument("--rows", type=int, default=4096, metavar="N", help="pairs (default: 4096; at least 1024)")
+        verb.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each (default: 5)")
     does = "memory and time of the forms of global losses on eight fake devices"
     loss = verbs.add_parser("loss", help=does, description=does)
     loss.add_argument("--losses", nargs="+", default=["softmax"], metavar="NAME", help="default: softmax")
@@ -59,13 +65,21 @@ def run(args: argparse.Namespace) -> None:
 
         bench.report(args.losses, args.batches, args.timed, args.rounds, once=args.once)
         return
-    from teachers import costs, emit_speed, speed
+    from teachers import costs, emit_speed, overhead, speed
 
-    for option, least in {"batch": 1, "rounds": 1, "rows": costs.BATCH if args.verb == "host" else 1}.items():
+    for option, least in {
+        "batch": 1,
+        "rounds": 1,
+        "rows": costs.BATCH if args.verb in ("host", "distill") else 1,
+    }.items():
         if getattr(args, option, least) < least:
             raise InputError(f"--{option} must be at least {least}, not {getattr(args, option)}")
     if args.verb == "host":
         print(costs.measure(args.rows, args.rounds))
+        return
+    if args.verb == "distill":
+        for line in overhead.report(args.rows, args.rounds):
+            print(line, flush=True)
         return
     module, more = (emit_speed, {"rows": args.rows}) if args.verb == "emit" else (speed, {})
     print(speed.setting(args.batch, args.rounds))
