@@ -3,6 +3,7 @@
 A sweep's file is a config file (`get_config`) with more functions beside:
 
   sweep(config): yields overrides, one dict a run (see `grids`); `config` is the file's, with the command line's fields.
+    Runs whose overrides have a field `label` go by it (and their seed) and not by all of their fields.
   shared(config): optional; `{field: words}`: the field of a run's config is the folder that `mmkd WORDS` makes. Runs
     whose words are the same share it. The folder itself (`--workdir` of train, `--out` of others) is not among them.
   evaluate(config): optional; the words of `mmkd eval` but for `--checkpoint` and `--out`: how each run is scored, none
@@ -152,9 +153,14 @@ def _call(path: str, function: Callable, config: ConfigDict, kind: type) -> Any:
 
 def _shared(field: str, command: Sequence[str], workdir: epath.Path) -> Task:
     words = tuple(map(str, command))
-    if not words or words[0] not in ("train", "emit"):
-        raise InputError(f"shared() makes {field!r} by `mmkd train ...` or `mmkd emit ...`, not {' '.join(words)!r}")
     name = f"shared/{field}-{io.hash_of(words)[:8]}"
+    if words[:2] == ("features", "route"):
+        return Task(name, ((*words, "--out", os.fspath(workdir / name)),))
+    if not words or words[0] not in ("train", "emit"):
+        raise InputError(
+            f"shared() makes {field!r} by `mmkd train ...`, `mmkd emit ...` or `mmkd features route ...`, "
+            f"not {' '.join(words)!r}"
+        )
     out = "--workdir" if words[0] == "train" else "--out"
     return Task(name, ((words[0], out, os.fspath(workdir / name), *words[1:]),))
 
@@ -171,8 +177,10 @@ def _names(swept: Sequence[Mapping[str, Any]]) -> list[str]:
         raise InputError("a sweep gives its runs their names: sweep() cannot override 'name'")
     names = []
     for one in swept:
-        parts = []
+        parts = [str(one["label"])] if "label" in one else []
         for field, value in one.items():
+            if "label" in one and field != "seed":
+                continue
             short = field.rpartition(".")[2]
             text = "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
             parts.append(f"{short if last.count(short) == 1 else field}_{text}")

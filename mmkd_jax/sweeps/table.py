@@ -3,13 +3,14 @@
 import csv
 import io as memory
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from mmkd_jax import io
+from mmkd_jax import io, registry
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import results
 from mmkd_jax.sweeps.plan import Plan, Run
@@ -35,7 +36,46 @@ def write(plan: Plan) -> dict[str, Any]:
     io.write_text(plan.workdir / "table.csv", as_csv(table))
     io.write_text(plan.workdir / "table.md", as_markdown(table))
     page.write(plan.workdir, table)
+    if plan.config.get("table"):  # a sweep's own way of telling, which writes over those
+        registry.resolve(plan.config["table"], {}, "table")(plan)
     return table
+
+
+def put_into(document: str | os.PathLike, plan: Plan) -> None:
+    """Copies table.md into a Markdown file, between `<!-- NAME -->` and `<!-- /NAME -->`, and sweep.svg beside it.
+
+    NAME is the sweep's. Where the file has no such place yet, it gets one at its end.
+
+    Raises:
+      InputError: runs are missing, there is no such file, or its place is not closed.
+    """
+    path, name = io.as_path(document), plan.config.get("name", "sweep")
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    check_place(document, name)
+    if missing := [run.name for run in plan.runs if not is_done(plan, run)]:
+        raise InputError(f"{len(missing)} runs are missing, first {missing[0]}; a document tells of a whole sweep only")
+    text = path.read_text()
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2] or "\n"
+    before = before if rest else f"{before.rstrip()}\n\n"
+    io.write_text(path.parent / f"{name}.svg", (plan.workdir / "sweep.svg").read_text())
+    told = f"{(plan.workdir / 'table.md').read_text()}\n![{name}]({name}.svg)\n"
+    io.write_text(path, f"{before}{begin}\n{told}{end}{after}")
+
+
+def check_place(document: str | os.PathLike, name: str) -> None:
+    """Refuses a file that `put_into` could not write to.
+
+    Raises:
+      InputError: there is no such file, or its place is not one.
+    """
+    path = io.as_path(document)
+    if not path.exists():
+        raise InputError(f"there is no file {path} to put the table into")
+    text = path.read_text()
+    counts = text.count(f"<!-- {name} -->"), text.count(f"<!-- /{name} -->")
+    if counts not in ((0, 0), (1, 1)) or text.find(f"<!-- {name} -->") > text.find(f"<!-- /{name} -->"):
+        raise InputError(f"{path} must hold <!-- {name} --> and then <!-- /{name} -->, once each or not at all")
 
 
 def collect(plan: Plan) -> dict[str, Any]:
@@ -136,7 +176,11 @@ def _text(value: Any) -> str:
 
 
 def _label(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{field} = {_text(value)}" for field, value in setting.items()) or "as configured"
+    return (
+        setting.get("label")
+        or ", ".join(f"{field} = {_text(value)}" for field, value in setting.items())
+        or "as configured"
+    )
 
 
 def _values(plan: Plan, run: Run) -> list[dict[str, Any]]:
