@@ -98,7 +98,7 @@ def evaluate(tmp_path, monkeypatch):
     return lambda *words: main(["eval", "--suite", "toy", "--checkpoint", "x", *out, *words])
 
 
-def cohort(folder, n=60):
+def cohort(folder, n=90):
     """Patients of six sites whose age decides when they die."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -108,7 +108,7 @@ def cohort(folder, n=60):
         for k in range(n):
             age = 40 + 40 * rng.random()
             table.writerow(
-                [f"p{k}", f"s{k}.svs", age, f"site{k % 6}", 100 - age + rng.random(), int(k % 4 == 0), k % 2]
+                [f"p{k}", f"s{k}.svs", age, f"site{k % 6}", 3 * (80 - age) + 1 + rng.random(), int(k % 4 == 0), k % 2]
             )
     return folder
 
@@ -172,7 +172,7 @@ def test_patients_become_the_table_that_the_study_reads(tmp_path):
         given = list(csv.DictReader(file))
     assert [row["event"] for row in rows] == [str(1 - int(row["censorship"])) for row in given]
     assert [float(row["time"]) for row in rows] == [float(row["survival_months"]) for row in given]
-    for number in range(60):  # with features of every slide, these are evaluated as well
+    for number in range(90):  # with features of every slide, these are evaluated as well
         (root / "features").mkdir(exist_ok=True)
         np.save(root / "features" / f"s{number}.npy", np.zeros((2, 3), np.float32))
     config = suite_studies.survival(sets.known()["tcga_blca"], str(root), tmp_path / "out")

@@ -165,7 +165,7 @@ def open_set(record: SetRecord, root: str) -> Source:
       InputError: `root` or the input below it does not exist, or the set has no pictures of its own.
     """
     if record.task in TABLES:
-        raise InputError(f"set {record.name} is a table for {record.task}, not pictures; evaluate it in a suite, or by a config")
+        raise InputError(f"set {record.name} is a table for {record.task}, not pictures; evaluate it in a suite")
     options = dict(record.layout)
     source, given = options.pop("source"), options.pop("input", "")
     source = "mmkd_jax.evals.question_sets" if source == _QUESTIONS else source
