@@ -85,8 +85,9 @@ class SetRecord:
         return tuple(one for one in types if one != "linear probe" or not tested_only)
 
     def seen(self, field: str) -> str:
-        """Where a field was seen, or "from memory"; "" for what is our own."""
-        return self.evidence.get(field, self.evidence.get("all", ""))
+        """Where a field was seen, "from memory", or "ours"."""
+        ours = field == "prompts" or (field == "split" and self.split)
+        return self.evidence.get(field) or ("ours" if ours else self.evidence.get("all", ""))
 
 
 def read(record: Any, where: str) -> SetRecord:
