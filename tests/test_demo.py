@@ -18,6 +18,7 @@ from mmkd_jax.data.sources import SourceRecord
 from mmkd_jax.demo import pipeline, scores, story
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import results
+from mmkd_jax.evals.floor import FLOOR, PixelFloor
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +72,12 @@ def test_vocabularies_are_the_same_every_time(demo, tmp_path):
 
 def test_the_pixel_floor_sees_pixels_and_colours():
     red, grey = Image.new("RGB", (30, 20), (255, 0, 0)), Image.new("L", (8, 8), 128)
-    features = scores.PixelFloor().encode_image([red, grey])
+    features = PixelFloor().encode_image([red, grey])
     assert features.shape == (2, 792)
     np.testing.assert_allclose(features[0, :6], [1, 0, 0, 1, 0, 0])
     np.testing.assert_allclose(features[0, 768:].reshape(3, 8).argmax(axis=1), [7, 0, 0])
     with pytest.raises(InputError, match="no text encoder"):
-        scores.PixelFloor().encode_text(["x"])
+        PixelFloor().encode_text(["x"])
 
 
 def test_no_path_of_the_machine_reaches_the_page():
@@ -123,7 +124,7 @@ def test_the_whole_demo_killed_on_the_way_ends_in_the_same_results(tmp_path):
     mine, theirs = results.load(whole / "results.json"), results.load(broken / "results.json")
     assert json.dumps(mine, sort_keys=True) == json.dumps(theirs, sort_keys=True)
     names = {row["model"] for row in mine}
-    assert {"teacher:radiology", scores.BEST, scores.FLOOR, "stage1", "clip_only", "public", "mean", "plus"} <= names
+    assert {"teacher:radiology", scores.BEST, FLOOR, "stage1", "clip_only", "public", "mean", "plus"} <= names
     page = (whole / "report.html").read_text()
     assert "<svg" in page
     assert "http" not in page.replace("http://www.w3.org", "")

@@ -17,6 +17,7 @@ from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import asked, base, bootstrap, linear_probe, metrics, prompts, ranking, results, summary, zeroshot
 from mmkd_jax.evals.features import Features, unit
+from mmkd_jax.evals.floor import PixelFloor
 from mmkd_jax.evals.teachers import TeacherEncoder
 from mmkd_jax.report.examples import examples
 
@@ -709,3 +710,8 @@ def test_rows_without_a_class_take_no_part_in_classification(pairs):
     assert set(whole.rows) - set(part.rows) == {unlabelled[0]}
     assert set(whole.train_rows) - set(part.train_rows) == {unlabelled[1]}
     assert part.split_hash != whole.split_hash
+
+
+def test_the_pixel_floor_takes_part_where_nothing_is_asked_in_words(pairs, tmp_path):
+    rows = base.run(PixelFloor(), pairs, base.sets_of(pairs), tmp_path, tasks=["zeroshot", "linear_probe"], bootstrap=20)
+    assert {(row["model"], row["task"]) for row in rows} == {("floor:pixels", "linear_probe")}

@@ -11,7 +11,8 @@ from mmkd_jax import report
 from mmkd_jax.cli import main
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import metrics, results
-from mmkd_jax.report import compare, evaluation, examples, ranks, reliability
+from mmkd_jax.evals.floor import FLOOR
+from mmkd_jax.report import compare, evaluation, examples, floor, ranks, reliability
 from mmkd_jax.report.board import Board
 
 MODALITY = {"eyes": "fundus", "lungs": "ct", "skin": "ct"}
@@ -156,3 +157,22 @@ def test_models_of_other_cases_are_not_ranked_and_it_says_so(folder, tmp_path):
     assert not found["comparisons"]
     assert any("not ranked" in note and "not tested on the same cases" in note for note in found["notes"])
     assert "not ranked" in report.page(found)
+
+
+def test_who_finds_less_than_pixels_is_said_and_whether_by_chance(tmp_path):
+    """Skill 3 is far above what the floor knows (1.5), 0 far below, and 1.45 below by no more than chance could."""
+    rows = []
+    for k, (model, skill) in enumerate({FLOOR: 1.5, "good": 3.0, "bad": 0.0, "near": 1.45}.items()):
+        arrays = outputs("lungs", skill, k % 2)
+        store(tmp_path, model, "lungs", arrays, "linear_probe")
+        value = metrics.balanced_accuracy(arrays["labels"], arrays["predictions"])
+        rows.append({**row(model, "lungs", value), "task": "linear_probe"})
+    values = {one["model"]: one["value"] for one in rows}
+    assert values["near"] < values[FLOOR] < values["good"]
+    bad, near = sorted(floor.shortfalls(tmp_path, rows))
+    assert bad.startswith("bad is below floor:pixels in linear_probe, beyond chance on lungs")
+    assert f"{values['bad']:.3f} against {values[FLOOR]:.3f}" in bad
+    assert "too few cases to say so" not in bad
+    assert near.startswith("near is below floor:pixels in linear_probe, too few cases to say so on lungs")
+    assert "beyond chance" not in near
+    assert floor.shortfalls(tmp_path, [one for one in rows if one["model"] != FLOOR]) == []

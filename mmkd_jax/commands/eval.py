@@ -53,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="features of this set of pairs, from mmkd emit: for tasks without prompts (retrieval, linear_probe, knn)",
     )
+    parser.add_argument("--floor", action="store_true", help="also probe raw pixels, and say who is below them")
     cli.add_config(parser, required=False)
     parser.add_argument("--pairs", metavar="DIR", help="set of pairs, from mmkd ingest")
     parser.add_argument(
@@ -243,14 +244,17 @@ def _models(args: argparse.Namespace):
     from mmkd_jax.errors import InputError
 
     teachers, torch = cli.named_weights(args.teacher), cli.named_weights(args.torch)
-    if not (args.checkpoint or teachers or torch or args.features):
+    if not (args.checkpoint or teachers or torch or args.features or args.floor):
         raise InputError("nothing to evaluate; give --checkpoint DIR, --teacher NAME=WEIGHTS or --features DIR")
-    return _loaded(args.checkpoint, teachers, torch, args.features)
+    return _loaded(args.checkpoint, teachers, torch, args.features, args.floor)
 
 
-def _loaded(checkpoints: list[str], weights: dict[str, str], torch: dict[str, str], features: list[str]):
+def _loaded(checkpoints: list[str], weights: dict[str, str], torch: dict[str, str], features: list[str], floor: bool):
+    from mmkd_jax.evals.floor import PixelFloor
     from mmkd_jax.evals.stored import FeatureFolder
 
+    if floor:
+        yield PixelFloor()
     for entry in checkpoints:
         name, equals, path = entry.partition("=")
         yield _student(path, name) if equals else _student(entry, "")

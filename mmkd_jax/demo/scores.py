@@ -4,38 +4,16 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-import numpy as np
 from etils import epath
-from PIL import Image
 
 from mmkd_jax import api, io
 from mmkd_jax.demo.pipeline import Demo
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import base, bootstrap, results, summary
-from mmkd_jax.specs import ModelSpec
+from mmkd_jax.evals.floor import FLOOR, PixelFloor
 
 TASK, METRIC = "zeroshot", "balanced_accuracy"
-BEST, FLOOR = "teachers:best_per_set", "floor:pixels"
-
-
-class PixelFloor:
-    """What needs no model: 16 x 16 pixels and a colour histogram, for the linear probe."""
-
-    name, checkpoint, spec, logit_scale = FLOOR, "", ModelSpec(name=FLOOR), 1.0
-
-    def encode_image(self, images: Sequence[Image.Image], projected: bool = True) -> np.ndarray:
-        """Float32 `[n, 792]`: 16 x 16 RGB in [0, 1], and 8 bins a channel."""
-        rows = []
-        for image in images:
-            pixels = np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR), np.float32) / 255
-            whole = np.asarray(image.convert("RGB")).reshape(-1, 3)
-            bins = [np.bincount(whole[:, c] >> 5, minlength=8) / len(whole) for c in range(3)]
-            rows.append(np.concatenate([pixels.ravel(), *bins]))
-        return np.asarray(rows, np.float32)
-
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """There is nothing to say about texts."""
-        raise InputError("the pixel floor has no text encoder; it takes part in the linear probe only")
+BEST = "teachers:best_per_set"
 
 
 @dataclasses.dataclass(frozen=True)

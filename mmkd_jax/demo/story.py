@@ -10,8 +10,9 @@ from etils import epath
 
 from mmkd_jax import export, io, report
 from mmkd_jax.demo.pipeline import Clock, Demo
-from mmkd_jax.demo.scores import BEST, FLOOR, METRIC, Scores
+from mmkd_jax.demo.scores import BEST, METRIC, Scores
 from mmkd_jax.evals import summary
+from mmkd_jax.evals.floor import FLOOR
 from mmkd_jax.report.examples import examples
 from mmkd_jax.train import metrics
 from mmkd_jax.train.provenance import provenance

@@ -147,7 +147,8 @@ def one_by_one(
     """Evaluates one encoder set by set, each with its result rows once its predictions are stored.
 
     Args:
-      encoder: see `Encoder`; or stored features, which serve the tasks that need no prompts.
+      encoder: see `Encoder`; or stored features, which serve the tasks that need no prompts. One that has `tasks` is
+        evaluated on these alone.
       pairs: the pairs set that the sets' rows refer to.
       sets: what to evaluate on, with different names.
       out: folder that receives `predictions/<model>/<set>.<task>.npz`, and `heads/` that tasks train; None keeps none.
@@ -162,6 +163,8 @@ def one_by_one(
       InputError: an unknown task, sets of one name, labels or features that cannot be evaluated.
     """
     modules = find(tasks)
+    if served := getattr(encoder, "tasks", None):
+        modules = {task: module for task, module in modules.items() if task in served}
     if len({s.name for s in sets}) < len(sets):
         raise InputError("two evaluation sets have the same name; rename one")
     if isinstance(encoder, FeatureFolder):

@@ -9,7 +9,7 @@ from mmkd_jax import io
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import comparison, outcomes, results
 from mmkd_jax.evals.summary import MEAN
-from mmkd_jax.report import compare, examples, reliability, vqa
+from mmkd_jax.report import compare, examples, floor, reliability, vqa
 from mmkd_jax.report.markup import percent
 
 EXAMPLES = "examples.json"  # pictures with answers, kept when the pairs set is at hand
@@ -64,7 +64,7 @@ def gather(out: str | os.PathLike) -> dict[str, Any]:
         "calibration": _calibration(out, rows),
         "vqa": vqa.measure(out, rows),
         **kept,
-        "notes": [*notes, *_mixed(rows)],
+        "notes": [*notes, *floor.shortfalls(out, rows), *_mixed(rows)],
         "provenance": _provenance(rows),
     }
 
@@ -133,7 +133,7 @@ def _headed(records: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, st
             row = max(found, key=lambda row: row["value"])
             where = f"{row['metric'].replace('_', ' ')} on {row['dataset']}"
             return {"headline": f"{row['model']}: {percent(row['value'])} % {where}"}
-    return {"headline": said} if (said := vqa.headline(rows)) else {}
+    return vqa.headed(rows)
 
 
 def _calibration(out, rows: Sequence[Mapping]) -> list[dict[str, Any]]:
