@@ -713,5 +713,6 @@ def test_rows_without_a_class_take_no_part_in_classification(pairs):
 
 
 def test_the_pixel_floor_takes_part_where_nothing_is_asked_in_words(pairs, tmp_path):
-    rows = base.run(PixelFloor(), pairs, base.sets_of(pairs), tmp_path, tasks=["zeroshot", "linear_probe"], bootstrap=20)
+    tasks = ["zeroshot", "linear_probe"]
+    rows = base.run(PixelFloor(), pairs, base.sets_of(pairs), tmp_path, tasks=tasks, bootstrap=20)
     assert {(row["model"], row["task"]) for row in rows} == {("floor:pixels", "linear_probe")}
