@@ -216,7 +216,8 @@ SHIPPED = {
 
 
 def test_every_shipped_sweep_is_tested(repository):
-    assert {path.stem for path in (repository / "configs" / "sweeps").glob("*.py")} == set(SHIPPED)
+    shipped = {path.stem for path in (repository / "configs" / "sweeps").glob("*.py")}
+    assert shipped == {*SHIPPED, "ladder"}  # which has tests of its own
 
 
 @pytest.mark.parametrize("name", SHIPPED)
