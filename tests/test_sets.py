@@ -175,6 +175,12 @@ def test_list_and_show(capsys):
     shown = capsys.readouterr().out
     assert "pleural effusion (Effusion in the files)" in shown
     assert "[from memory]" in shown
+    assert main(["sets", "show", "camelyon17"]) == 0
+    shown = capsys.readouterr().out
+    assert "for:       diagnosis" in shown
+    assert "[seen: camelyon17.grand-challenge.org/Data]" in shown
+    assert main(["sets", "suites"]) == 0
+    assert "medmnist12        12 sets" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Data sets for evaluation: which are known, and whether one that lies here is as it should be.
 
   mmkd sets list
+  mmkd sets suites                                      # named lists of them, for mmkd eval --suite
   mmkd sets show pathmnist
   mmkd sets check pathmnist --root data/medmnist
   mmkd sets check lesions --root data/lesions           # with a set.json in the folder, see mmkd_jax/evals/sets.py
@@ -13,13 +14,14 @@ import argparse
 
 from mmkd_jax.errors import EXIT_WRONG_INPUT
 
-HELP = "data sets for evaluation: list, show, check"
+HELP = "data sets for evaluation: list, suites, show, check"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|check")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|suites|show|check")
     verbs.add_parser("list", help="the sets that are known")
+    verbs.add_parser("suites", help="named lists of sets, for mmkd eval --suite")
     show = verbs.add_parser("show", help="all that is known of a set, and how its classes are asked for")
     check = verbs.add_parser("check", help="read a set and say what is wrong with it")
     for one in (show, check):
@@ -30,19 +32,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints what is asked for."""
-    {"list": _list, "show": _show, "check": _check}[args.verb](args)
+    {"list": _list, "suites": _suites, "show": _show, "check": _check}[args.verb](args)
 
 
 def _list(args: argparse.Namespace) -> None:
     from mmkd_jax.evals import sets
 
     del args
-    print(f"{'name':16} {'modality':15} {'task':15} {'classes':>7} {'pictures':>9}  {'layout':11} licence")
+    print(f"{'name':24} {'modality':15} {'task':15} {'classes':>7} {'size':>9}  {'layout':11} licence")
     for one in sets.known().values():
         classes = len(one.classes.names) if one.classes else 0
-        pictures = sum(one.about.get("size", {}).values()) or "?"
+        size = sum(one.about.get("size", {}).values()) or "?"
         layout = one.layout["source"]
-        print(f"{one.name:16} {one.modality:15} {one.task:15} {classes:7} {pictures:>9}  {layout:11} {one.license}")
+        print(f"{one.name:24} {one.modality:15} {one.task:15} {classes:7} {size:>9}  {layout:11} {one.license}")
+
+
+def _suites(args: argparse.Namespace) -> None:
+    from mmkd_jax.evals import suites
+
+    del args
+    for suite in suites.known().values():
+        print(f"{suite.name:16} {len(suite.sets):3} sets  {suite.title}")
+        for mean in suite.means:
+            print(f"{'':16} mean of {mean.name}, {len(mean.sets)} sets")
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -52,17 +64,15 @@ def _show(args: argparse.Namespace) -> None:
 
     one = sets.find(args.set, args.root)
     fields = {
-        "name": one.name, "task": one.task, "modality": one.modality, **one.about, "license": one.license,
-        "layout": dict(one.layout), "split": one.split or "as the layout has it",
+        "name": one.name, "task": one.task, "for": ", ".join(one.types), "modality": one.modality, **one.about,
+        "license": one.license, "layout": dict(one.layout), "split": one.split or "as the layout has it",
     }  # fmt: skip
     for field, value in fields.items():
-        evidence = one.evidence.get(field, one.evidence.get("all", ""))
+        evidence = one.seen(field)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        print(
-            f"{field + ':':10} {text or '?'}"
-            + (f"   [{evidence}]" if evidence and field not in ("name", "task", "split", "note") else "")
-        )
-    if one.classes is None:
+        told = f"   [{evidence}]" if evidence and field not in ("name", "task", "for", "note") else ""
+        print(f"{field + ':':10} {text or '?'}{told}")
+    if one.classes is None or one.task not in ("classification", "multilabel"):
         return
     asked = prompts.default(one.classes.names, one.modality, name=one.name, own=one.prompts)
     print(f"prompts:   {sum(map(len, asked.sentences))} sentences, {asked.profile}, hash {asked.hash[:16]}")
