@@ -71,8 +71,8 @@ def test_common_parts_are_made_once_and_commands_parse(stand, tmp_path):
     sweep = load(stand, tmp_path, ":seeds=3,captions=modality")
     kinds = [task.name.split("/")[1].split("-")[0] for task in sweep.shared]
     assert kinds.count("init") == 3  # stage 1 of each seed
-    # Hard, soft, by teacher, and hard without each of the two teachers.
-    assert kinds.count("routing") == 5
+    # Hard, soft, and hard without each of the two teachers.
+    assert kinds.count("routing") == 4
     for task in (*sweep.shared, *sweep.runs):
         for verb, *words in task.commands:
             args = cli.parse(verb, words)
