@@ -1,6 +1,9 @@
 """Visual questions: spelling and measures of answers, statements, splits, probes, and the tasks on small pictures."""
 
+import io
+import json
 import math
+import tarfile
 import types
 
 import numpy as np
@@ -12,11 +15,12 @@ from test_evals_tasks import _png, one_row
 from mmkd_jax import report
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import base, linear_probe, results, vqa, vqa_scores
+from mmkd_jax.evals import base, given, linear_probe, results, vqa, vqa_scores
 from mmkd_jax.evals.vqa_answers import bleu1, normalise, token_f1
 from mmkd_jax.evals.vqa_questions import Questions
 from mmkd_jax.evals.vqa_statements import statements
 from mmkd_jax.report import evaluation
+from mmkd_jax.report import vqa as vqa_page
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -30,7 +34,7 @@ class Asked:
     hash = "asked"
     modalities, sources, classes, prompts = ("ct",), ("colours",), {}, {}
 
-    def __init__(self, train=60, test=40, answers=None):
+    def __init__(self, train=60, test=40):
         rng = np.random.default_rng(0)
         n = train + test
         self.colour = rng.integers(0, 3, n)
@@ -364,3 +368,49 @@ def test_the_page_says_what_the_results_say(pairs, ran):
     assert "minus blind" in page
     assert page.count("without the picture:") >= 6
     assert "<script" not in page.lower().replace("<script>alert", "")
+
+
+def test_the_headline_says_what_the_picture_is_worth(ran):
+    said = evaluation.gather(ran[0])
+    best, gain = value(of(ran[1], "sees"), "accuracy"), value(of(ran[1], "sees"), "picture_gain")
+    assert said["headline"] == f"sees: {100 * best['value']:.1f} % of questions on colours right"
+    assert f"by {100 * gain['value']:+.1f} points" in said["lede"]
+
+
+def test_other_questions_are_not_compared(pairs, ran, tmp_path):
+    """A model that was asked on other rows stands in the table, and in no difference."""
+    rows = run(pairs, ["vqa"], out=tmp_path)
+    less = Asked(train=60, test=20)
+    rows += run(less, ["vqa"], Blind(), out=tmp_path)
+    assert vqa_page.measure(tmp_path, rows) == []
+    found = vqa_page.measure(*ran)
+    (one,) = [record for record in found if record["task"] == "vqa"]
+    a, b = (value(of(ran[1], name), "accuracy")["value"] for name in ("sees", "blind"))
+    assert one["differences"][0]["value"] == pytest.approx(a - b)
+
+
+def test_a_described_set_brings_its_questions(tmp_path):
+    """Pictures with questions as a WebDataset tar beside a set.json, as `mmkd eval --set` takes them."""
+    pairs = Asked(train=12, test=6)
+    root = tmp_path / "colours"
+    root.mkdir()
+    with tarfile.open(root / "colours.tar", "w") as tar:
+        for row in range(18):
+            about = {"qa": pairs.qa[row], "group": str(row // 2), "split": "train" if row < 12 else "test"}
+            for name, data in ((f"{row}.png", pairs.images[row]), (f"{row}.json", json.dumps(about).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    layout = {"source": "webdataset", "extra": ["qa"]}
+    (root / "set.json").write_text(json.dumps({"name": "colours", "task": "vqa", "layout": layout, "modality": "ct"}))
+    sources = given.pairs_of({"colours": str(root)}, tmp_path / "sets")
+    (one,) = base.sets_of(sources)
+    assert (one.questions, one.captions, len(one.rows), len(one.train_rows)) == (True, False, 6, 12)
+    assert sources.table["questions"].tolist() == [4] * 18
+    rows = base.run(Sees(), sources, [one], None, tasks=["vqa_zeroshot"], bootstrap=20)
+    assert value(rows, "closed_accuracy", "vqa_zeroshot")["n"] == 18
+
+
+def test_stored_features_are_asked_nothing(pairs):
+    (one,) = base.unprompted(base.sets_of(pairs))
+    assert not vqa.VQA.applies(one)

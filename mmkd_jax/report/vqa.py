@@ -71,13 +71,18 @@ def _difference(out, first: Mapping, other: Mapping, resamples: int) -> dict[str
     return {"label": f"minus {other['model']}", "value": estimate.value, "low": low, "high": high}
 
 
-def headline(rows: Sequence[Mapping]) -> str:
-    """The best model's accuracy in a sentence, "" without questions."""
+def headed(rows: Sequence[Mapping]) -> dict[str, str]:
+    """The page's headline and what stands below it, of the best model; {} without questions."""
     found = [row for row in rows if row["task"] == "vqa" and row["metric"] == "accuracy"]
     if not found:
-        return ""
+        return {}
     best = max(found, key=lambda row: row["value"])
-    return f"{best['model']}: {percent(best['value'])} % of questions on {best['dataset']} right"
+    said = {"headline": f"{best['model']}: {percent(best['value'])} % of questions on {best['dataset']} right"}
+    same = [row for row in rows if all(row[name] == best[name] for name in ("task", "dataset", "model"))]
+    for gain in (row for row in same if row["metric"] == "picture_gain"):
+        words = f"{signed(gain['value'])} points ({signed(gain['low'])} to {signed(gain['high'])})"
+        said["lede"] = f"Seeing the picture changes that by {words}, beside the same method on the question alone."
+    return said
 
 
 def cases(out, rows: Sequence[Mapping], pairs, dataset: str, seed: int = 0) -> dict[str, Any] | None:
@@ -143,7 +148,8 @@ def _table(board: Board, task: str, dataset: str, caption: str) -> Markup:
     if common:
         known = {f"{kind}_accuracy": element("td", percent(value)) for kind, value in common.items()}
         body.append(_line("always the commonest answer", [known.get(name, element("td", "–")) for name in shown]))
-    note = [f"{context.get('questions')} questions on {context.get('pictures')} pictures"]
+    asked = max(row["n"] for row in board.rows if (row["task"], row["dataset"]) == (task, dataset))
+    note = [f"{asked} questions on {context.get('pictures')} pictures"]
     if context.get("shared_pictures"):
         note.append(f"{context['shared_pictures']} of the pictures are also trained on, which makes numbers too high")
     if "open" in (reachable := context.get("reachable", {})):
@@ -182,9 +188,9 @@ def _cases(block: Mapping) -> list[Markup]:
 
 def _case(item: Mapping, kind: str) -> Markup:
     verdict = element("span", "✓ right" if kind == "right" else "✗ wrong", class_="verdict")
-    truth = None if kind == "right" else element("span", " is ", element("q", item["truth"]))
-    blind = element("small", " without the picture: ", element("q", item["blind"]))
+    truth = None if kind == "right" else element("div", "true: ", element("q", item["truth"]))
+    blind = element("small", "without the picture: ", element("q", item["blind"]))
     image = element("img", src=picture(item["image"]), alt=item["question"], loading="lazy")
-    said = [element("b", item["question"]), " ", verdict, " ", element("q", item["answer"]), truth, blind]
+    said = [element("b", item["question"]), element("div", verdict, " ", element("q", item["answer"])), truth, blind]
     words = element("figcaption", said)
     return element("figure", image, words, class_=kind)
