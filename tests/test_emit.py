@@ -497,6 +497,7 @@ def test_command(command, pairs, tmp_path):
         (["--teacher", "..=there"], "cannot be the name of a folder"),
         (["--teacher", "alpha=nowhere"], "nowhere does not exist"),
         (["--teacher", "alpha=there", "--views", "0"], "--views must be at least 1, not 0"),
+        (["--teacher", "alpha=there", "--views", "2", "--center"], "leave one out"),
         (["--teacher", "alpha=there", "--views", "two"], "invalid int value: 'two'"),
         (["--teacher", "alpha=there", "--scale", "0.9", "0.5"], "is not (low, high)"),
         (["--teacher", "alpha=there", "--rows", "trian"], "did you mean 'train'"),

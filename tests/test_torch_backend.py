@@ -276,6 +276,33 @@ def test_emission_runs_by_either_backend(unimed, tmp_path):
         assert 0 < relative_difference(ours, theirs) <= TOLERANCE, tower
 
 
+def test_evaluation_runs_by_either_backend_and_on_what_was_emitted(unimed, tmp_path):
+    """One set of weights: as a flax teacher, as a torch teacher, and as the features that were stored of it."""
+    import data_fixtures as toy
+
+    from mmkd_jax.evals import results
+
+    rows = {"toy.train": list(range(16)), "toy.test": list(range(16, 24))}
+    pairs, entry = toy.make_pairs(tmp_path / "pairs", 24, 1, rows=rows), f"{published.record('unimed')}={unimed[1]}"
+    emitted = tmp_path / "emitted"
+    said = ["--teacher", entry, "--pairs", str(pairs.path)]
+    assert cli.main(["emit", *said, "--out", str(emitted), "--dtype", "float32", "--center"]) == 0
+    (folder,) = (path for path in emitted.iterdir() if path.is_dir())
+    models = ["--torch", entry, "--features", f"stored={folder}"]
+    tasks = ["--tasks", "linear_probe", "zeroshot", "--bootstrap", "10"]
+    assert cli.main(["eval", *said, *models, "--out", str(tmp_path / "out"), *tasks]) == 0
+    rows = results.load(tmp_path / "out" / "results.json")
+    values = {}
+    for row in rows:
+        values.setdefault((row["task"], row["metric"]), {})[row["model"]] = row["value"]
+    assert {model for found in values.values() for model in found} == {
+        f"teacher:{published.record('unimed')}", f"teacher:{published.record('unimed')}.torch", "stored"
+    }  # fmt: skip
+    assert {task for task, _ in values} == {"linear_probe", "zeroshot"}
+    for found in values.values():
+        assert len(set(found.values())) == 1
+
+
 @pytest.mark.parametrize("family", ["open_clip", "medclip_vit", "medclip_resnet", "pmc_clip"])
 def test_texts_run_at_a_length_of_their_own_where_padding_changes_nothing(family, monkeypatch):
     """Against all of them at the full length; the two whose padding counts are never cut."""

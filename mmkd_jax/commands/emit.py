@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views", type=int, default=1, help="views of each picture (default: 1)")
     parser.add_argument("--scale", type=float, nargs=2, default=(0.9, 1.0), metavar=("LOW", "HIGH"), help="crop area")
     parser.add_argument("--seed", type=int, default=0, help="of the views (default: 0)")
+    parser.add_argument("--center", action="store_true", help="one view, cut as evaluation does")
     parser.add_argument("--rows", metavar="NAME", help="only the rows of this row index, such as train")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of what is stored")
 
@@ -39,9 +40,11 @@ def run(args: argparse.Namespace) -> None:
     from teachers.emit import emit
 
     weights = cli.named_weights(args.teacher)  # what is quick to check comes before what is slow to load
-    policy = ViewPolicy(scale=tuple(args.scale), seed=args.seed)
+    policy = ViewPolicy("center") if args.center else ViewPolicy(scale=tuple(args.scale), seed=args.seed)
     if args.views < 1:
         raise InputError(f"--views must be at least 1, not {args.views}")
+    if args.center and args.views > 1:
+        raise InputError(f"--center is one view, --views {args.views} would store it more than once; leave one out")
     distributed.start()
     pairs = PairsSet.open(args.pairs)
     rows = pairs.rows(args.rows) if args.rows else None
