@@ -73,6 +73,8 @@ def test_common_parts_are_made_once_and_commands_parse(stand, tmp_path):
     assert kinds.count("init") == 3  # stage 1 of each seed
     # Hard, soft, and hard without each of the two teachers.
     assert kinds.count("routing") == 4
+    routes = [task.commands[0] for task in sweep.shared if task.commands[0][0] == "features"]
+    assert all(f"{stand}/features-label" in words and f"{stand}/pairs-label" in words for words in routes)
     for task in (*sweep.shared, *sweep.runs):
         for verb, *words in task.commands:
             args = cli.parse(verb, words)

@@ -196,6 +196,26 @@ def test_soft_weights_sum_to_one_and_follow_the_strength(pairs, teachers):
             routing.measure(pairs, teachers, pairs.rows("dev"), temperature=wrong)
 
 
+def test_weights_by_teacher_are_the_same_for_every_modality(pairs, teachers):
+    """From the mean of the strengths over the measured modalities, however many pairs each has; pet has too few."""
+    record = routing.measure(pairs, teachers, pairs.rows("dev"), by="teacher", temperature=0.1)
+    means = {name: np.mean([record["strength"][m][name] for m in ("ct", "mri")]) for name in teachers}
+    odds = {name: np.exp(value / 0.1) for name, value in means.items()}
+    expected = {name: value / sum(odds.values()) for name, value in odds.items()}
+    assert set(record["weights"]) == {"ct", "mri", "pet"}
+    for weights in record["weights"].values():
+        assert weights == pytest.approx(expected, rel=1e-9)
+    assert len({round(value, 6) for value in expected.values()}) == 3
+    hard = routing.measure(pairs, teachers, pairs.rows("dev"), by="teacher")["weights"]
+    best = max(means, key=means.get)
+    assert hard["pet"] == {name: float(name == best) for name in teachers}
+    with pytest.raises(InputError, match="weights by 'teachers'; did you mean 'teacher'"):
+        routing.measure(pairs, teachers, pairs.rows("dev"), by="teachers")
+    few = RowIndex(np.arange(routing.FEWEST - 1), pairs.hash, "few")
+    with pytest.raises(InputError, match="no modality has enough held-out pairs"):
+        routing.measure(pairs, teachers, few, by="teacher")
+
+
 def test_pools_are_bounded(pairs, teachers, monkeypatch):
     """With pools of four, a caption competes with three others: chance is higher, perfection stays."""
     before = routing.measure(pairs, teachers, pairs.rows("dev"))["strength"]["ct"]
@@ -260,6 +280,11 @@ def test_command(pairs, teachers, tmp_path, capsys):
     soft = tmp_path / "soft.json"
     assert main([*arguments[:-1], str(soft), "--temperature", "0.1"]) == 0
     assert json.loads(soft.read_text())["temperature"] == 0.1
+    less, alike = tmp_path / "less.json", tmp_path / "alike.json"
+    assert main([*arguments[:-1], str(less), "--teachers", "for_mri", "for_none"]) == 0
+    assert json.loads(less.read_text())["weights"]["ct"].keys() == {"for_mri", "for_none"}
+    assert main([*arguments[:-1], str(alike), "--by", "teacher"]) == 0
+    assert set(routing.load(alike)) == {"ct", "mri", "pet"}
 
 
 @pytest.mark.parametrize(
@@ -269,6 +294,8 @@ def test_command(pairs, teachers, tmp_path, capsys):
         ({"--pairs": "/nowhere"}, "holds no finished set of pairs"),
         ({"--temperature": "-1"}, "temperature -1.0 is negative"),
         ({"--temperature": "hot"}, "invalid float value"),
+        ({"--by": "modalitiy"}, "did you mean 'modality'"),
+        ({"--teachers": "for_cd"}, "has no features of teacher 'for_cd'; did you mean 'for_ct'"),
         ({"--rows": None}, "--rows"),
         ({"--pairs": None}, "--pairs"),
         ({"--tempreature": "1"}, "did you mean '--temperature'"),

@@ -7,7 +7,8 @@ The first command makes what all rungs share: the set with the captions of the s
 captions of labelled pictures that name the modality alone), the specialists, their features and scores. The second
 trains stage 1 once a seed and every rung from there, as many steps each on the same pairs in the same order; measures
 weights of teachers on the held-out part of the training pictures (`dev`); and scores all alike. `clip_only` goes
-without teachers for as many steps as stage 1 and stage 2 of the others together.
+without teachers for as many steps as stage 1 and stage 2 of the others together. Teachers are weighed with the captions
+that they learned in both settings: where captions name the modality alone, all match them alike.
 
 Rungs up to `+routing`, which is `plus`, add a switch to the one before; those called `plus+...` add one to `plus`
 alone. PHI-S is not among them: it turns and scales a teacher's centred space, which 1 - cosine through a linear head
@@ -80,6 +81,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps, config.stage1_steps = 100, demo.steps.stage1
     config.patches.steps = 80  # of patches.drop; the rest sees whole pictures
     config.route = ""
+    config.measured = ConfigDict({"pairs": folder + "/pairs-label", "features": folder + "/features-label"})
     config.scored, config.beside = demo.scored, demo.beside
     config.retrieved = ("medpix2", "openstax_bio")
     config.bootstrap = demo.bootstrap
@@ -121,8 +123,8 @@ def shared(config: ConfigDict) -> dict[str, list[str]]:
     made = {"init": ["train", "--config", f"{CONFIGS}/stage1_clip.py:demo", *same, *more]}
     if config.route:
         teachers = ["--teachers", *config.teachers] if config.teachers else []
-        measured = ["--pairs", config.data.pairs, "--rows", "dev", *ROUTES[config.route], *teachers]
-        made["routing"] = ["features", "route", config.features, *measured]
+        measured = ["--pairs", config.measured.pairs, "--rows", "dev", *ROUTES[config.route], *teachers]
+        made["routing"] = ["features", "route", config.measured.features, *measured]
     return made
 
 
