@@ -306,6 +306,16 @@ def test_the_registry_covers_nine_modalities_and_six_tasks():
     assert all(types[kind] >= 5 for kind in SIX), types
 
 
+def test_the_readme_counts_the_registry(repository):
+    types = Counter(kind for one in published() for kind in one.types)
+    assert types["VQA"] == types["survival"] == types["diagnosis"]
+    text = " ".join((repository / "README.md").read_text().split())
+    assert f"names {len(published())} public sets of nine modalities and six types of task" in text
+    counts = (types["zero-shot classification"], types["linear probe"], types["retrieval"], types["VQA"])
+    said = "({} for zero-shot classification, {} for linear probes, {} for retrieval, {} each for visual questions"
+    assert said.format(*counts) in text
+
+
 def test_every_field_of_the_registry_says_where_it_is_known_from():
     for one in sets.known().values():
         assert one.modality in {*prompts._data()["modality"], "mixed"}, one.name
