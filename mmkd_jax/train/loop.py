@@ -66,10 +66,10 @@ def run(
         sharding.check_batch(config.batch, mesh)
         job = build(config)
         folder.refuse_another(workdir, folder.record(config, job))
+        tracer = profile.Tracer(workdir, traced, job.steps)
         saver = checkpoint.Checkpoints(
             workdir, every=config.save_every, keep=config.keep, minutes=config.save_minutes, best=config.best
         )
-        tracer = profile.Tracer(workdir, traced, job.steps)
         with Watchdog(config.name, config.watchdog) as watchdog, Notice() as notice, closing(saver), closing(tracer):
             if saver.latest() != job.steps:
                 past, company = rollback.read(workdir), Company(saver, notice, watchdog, told, tracer)

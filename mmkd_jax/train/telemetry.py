@@ -107,7 +107,7 @@ class Telemetry:
         self.to("train")
         self._first, self._step = False, step
         if self._of_pair:
-            self._flops += self._batch * self._of_pair(float(batch["text"].mask.sum(axis=1).mean()))
+            self._flops += self._batch * self._of_pair(float(batch["text"].mask.sum()) / len(batch["text"].mask))
         self._busy.until(loss)
 
     def scalars(self, step: int) -> tuple[float, dict[str, float]]:
