@@ -29,6 +29,7 @@ VERBS = (
     "teachers",
     "emit",
     "features",
+    "plan",
     "train",
     "status",
     "sweep",
