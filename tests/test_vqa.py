@@ -1,5 +1,6 @@
 """Visual questions: spelling and measures of answers, statements, splits, probes, and the tasks on small pictures."""
 
+import dataclasses
 import io
 import json
 import math
@@ -15,7 +16,7 @@ from test_evals_tasks import _png, one_row
 from mmkd_jax import report
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import base, given, linear_probe, results, vqa, vqa_scores
+from mmkd_jax.evals import base, bootstrap, given, linear_probe, results, vqa, vqa_questions, vqa_scores
 from mmkd_jax.evals.vqa_answers import bleu1, normalise, token_f1
 from mmkd_jax.evals.vqa_questions import Questions
 from mmkd_jax.evals.vqa_statements import statements
@@ -414,3 +415,36 @@ def test_a_described_set_brings_its_questions(tmp_path):
 def test_stored_features_are_asked_nothing(pairs):
     (one,) = base.unprompted(base.sets_of(pairs))
     assert not vqa.VQA.applies(one)
+
+
+def test_zero_shot_on_shuffled_answers_is_chance(pairs, ran):
+    """Of forty shuffles about two may miss: intervals are of 95 %. Unshuffled, none holds chance."""
+    stored = results.load_predictions(ran[0], "sees", "colours", "vqa_zeroshot")
+    columns = (stored[name] for name in ("ids", "rows", "groups", "questions", "truth", "closed", "ids"))
+    questions = Questions(*columns)[stored["closed"]]
+    said = vqa_scores.Said(*(stored[name][stored["closed"]] for name in ("answers", "yes", "closed", "asked")))
+    drawn = bootstrap.draw(len(questions), 200, 0, units=questions.groups)
+    rng, held = np.random.default_rng(0), []
+    for _ in range(40):
+        shuffled_truth = dataclasses.replace(questions, answers=rng.permutation(questions.answers))
+        low, high = vqa_scores.measure(shuffled_truth, said, drawn)["yes_no_auc"][0].interval()
+        held.append(low <= 0.5 <= high)
+    assert sum(held) >= 34
+    assert vqa_scores.measure(questions, said, drawn)["yes_no_auc"][0].interval()[0] > 0.5
+
+
+def test_real_questions_are_as_their_readme_says(mmkd_data, tmp_path):
+    """VQA-RAD: 2919 questions, of which no picture is on both sides; by the published split, pictures are."""
+    pairs = given.pairs_of({"vqa_rad": str(mmkd_data / "vqa_rad")}, tmp_path)
+    (one,) = base.sets_of(pairs)
+    data = base.TaskData(one, types.SimpleNamespace(pairs=pairs), 1.0, 0, 10, "embedding")
+    train, test = vqa_questions.by_picture(data)
+    assert (len(train), len(test)) == (2156, 763)
+    assert (int(train.closed.sum()), int(test.closed.sum())) == (1290, 429)
+    assert not set(train.rows) & set(test.rows)
+    seen, asked = vqa_questions.as_published(data)
+    assert (len(seen), len(asked)) == (2560, 359)
+    assert len(set(seen.rows) & set(asked.rows)) > 100
+    polar = np.isin(test.answers, ["yes", "no"]) & test.closed
+    stated = [bool(statements(text)) for text in test.texts[polar]]
+    assert np.mean(stated) > 0.95
