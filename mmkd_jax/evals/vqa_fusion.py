@@ -65,7 +65,8 @@ class Head:
         steps = max(1, self.epochs * len(train) // self.batch)
         options = {"lr": self.lr, "decay": self.decay, "seed": data.seed, "warmup": steps // 20}
         config = heads.config("fusion", batch=self.batch, steps=steps, **options)
-        known = {"encoder": _identity(data, params), "train": data.set.train_hash, "head": spec.to_dict()}
+        asked = io.hash_of([one.tolist() for one in (train.ids, train.texts, train.answers)])
+        known = {"encoder": _identity(data, params), "questions": asked, "head": spec.to_dict()}
         targets = {"closed": train.closed, "answer": answer}
         with _folder(data, io.hash_of([known, dataclasses.asdict(self), data.seed])[:16]) as workdir:
             learned = vqa_training.train(task, given[0], targets, config, workdir, known)
