@@ -146,6 +146,33 @@ def test_shell_parses(name):
     assert call("-n", f"launch/{name}").returncode == 0
 
 
+XPK_PARSER = """
+import argparse, sys
+from xpk.parser.core import set_parser
+parser = argparse.ArgumentParser(prog="xpk")
+set_parser(parser)
+args = parser.parse_args(sys.argv[1:])
+print(getattr(args, "command", None) or "", getattr(args, "max_restarts", None) or "")
+"""
+
+
+def test_xpk_takes_what_is_printed():
+    """MMKD_XPK names the Python of an environment that has XPK."""
+    if not os.environ.get("MMKD_XPK"):
+        pytest.skip("needs XPK in an environment of its own: MMKD_XPK=PYTHON")
+    printed = [line for text in golden().values() for line in text.splitlines() if line.startswith("xpk ")]
+    assert len(printed) == 4
+    for line in printed:
+        words = shlex.split(line)[1:]
+        done = subprocess.run([os.environ["MMKD_XPK"], "-c", XPK_PARSER, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        if "create" in words and "workload" in words:
+            assert done.stdout.startswith("exec mmkd train ")
+            assert done.stdout.rstrip().endswith(" 20")
+    wrong = [*shlex.split(printed[0])[1:], "--spoot"]
+    assert subprocess.run([os.environ["MMKD_XPK"], "-c", XPK_PARSER, *wrong], capture_output=True).returncode == 2
+
+
 # --- words survive ----------------------------------------------------------------------------------------------------
 
 SHOW = 'for word in "$@"; do printf "[%s]\\n" "$word"; done'
@@ -207,6 +234,38 @@ def test_words_reach_local_processes_as_they_were_given(fake):
     for i in range(2):
         mine = [line.removeprefix(f"[{i}] ") for line in done.stdout.splitlines() if line.startswith(f"[{i}]")]
         assert mine == [f"[{ODD}]", f"{i} of 2: --xla_force_host_platform_device_count=3"]
+
+
+SLURM_JOB = """
+import pathlib, sys
+log = pathlib.Path(sys.argv[1])
+attempt = len(log.read_text().splitlines()) if log.exists() else 0
+with log.open("a") as file:
+    file.write(repr(sys.argv[2:]) + chr(10))
+sys.exit((75, 0)[attempt])
+"""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_a_slurm_job_that_was_preempted_is_queued_again(tmp_path):
+    """On a real SLURM whose nodes see this folder; it waits two minutes before the second attempt."""
+    if not shutil.which("sbatch") or subprocess.run(["sinfo"], capture_output=True).returncode:
+        pytest.skip("needs SLURM")
+    (tmp_path / "job.py").write_text(SLURM_JOB)
+    log = tmp_path / "said"
+    words = ["submit", f"--output={tmp_path}/log", "--wait", "--", "python3", str(tmp_path / "job.py"), str(log), ODD]
+    done = subprocess.run(
+        ["bash", str(LAUNCH / "slurm.sh"), *words], cwd=tmp_path, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    assert log.read_text() == f"{[ODD]!r}\n" * 2
+    number = done.stdout.split()[-1]
+    assert call("launch/slurm.sh", "state", number).stdout == "gone\n"
+    assert "queued again (1 of 20)" in (tmp_path / "log").read_text()
+    wrong = call("launch/slurm.sh", "submit", "--partition=no-such-partition", "--", "true")
+    assert wrong.returncode != 0
+    assert "sinfo lists" in wrong.stderr
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
