@@ -12,6 +12,7 @@ import train_fixtures as tiny
 
 import mmkd_jax
 from mmkd_jax.errors import InputError
+from mmkd_jax.specs import ModelSpec
 from mmkd_jax.train import checkpoint, checkpoint_tools, ema, loop, setup, stability
 from mmkd_jax.train import state as states
 
@@ -100,6 +101,37 @@ def runs(tmp_path_factory):
     return root, history
 
 
+def saved(folder, state):
+    """A state of `Square` in a checkpoint of step 1, and a spec's worth of record."""
+    saver = checkpoint.Checkpoints(folder)
+    saver.save(1, state, checkpoint.describe(ModelSpec(), {}, {}, {}))
+    saver.close()
+    return checkpoint.Checkpoints(folder)
+
+
+def test_a_checkpoint_gives_both_back_and_its_mean_to_whoever_loads_it(tmp_path):
+    params, mean = {"w": jnp.array([1.0, 2.0, 3.0])}, {"w": jnp.array([0.5, 0.5, 0.5])}
+    plain = states.TrainState(jnp.int32(1), params, (), {})
+    averaged = states.with_mean(plain).replace(ema=mean)
+    assert averaged.weights is mean
+    assert plain.weights is params
+    whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), averaged)
+    saver = saved(tmp_path / "averaged", averaged)
+    found = saver.restore(1, like)[0]
+    saver.close()
+    jax.tree.map(np.testing.assert_array_equal, (found.params, found.ema), (params, mean))
+    saver = saved(tmp_path / "plain", plain)
+    saver.close()
+    for name, wanted in (("averaged", mean), ("plain", params)):
+        loaded = checkpoint.load_params(tmp_path / name, like.params)
+        np.testing.assert_array_equal(loaded["w"], wanted["w"])
+        assert checkpoint.averaged(tmp_path / name) == (name == "averaged")
+        kept = checkpoint.sums(checkpoint.load_meta(tmp_path / name))
+        assert set(kept) == {"ema/w" if name == "averaged" else "params/w"}
+
+
+@pytest.mark.full
 def test_steps_are_the_same_and_the_mean_is_what_counts(runs):
     root, history = runs
     plain, mean = sums(root / "plain"), sums(root / "mean")
@@ -120,6 +152,7 @@ def test_steps_are_the_same_and_the_mean_is_what_counts(runs):
     assert student.identity != other.identity
 
 
+@pytest.mark.full
 def test_the_next_run_starts_from_the_mean(runs):
     root, _ = runs
     job = setup.build(tiny.stage1(*SMALL, *EACH))
