@@ -89,6 +89,15 @@ def test_sets_are_looked_for_by_name_or_right_in_the_folder(tmp_path):
     assert (there, absent) == ({"tcga_blca": "x"}, ("kvasir", "chestmnist"))
 
 
+def test_an_archive_of_several_sets_is_one_folder(tmp_path):
+    suite = suites.find("unimed21")
+    for name in suite.sets:
+        set_fixtures.write(sets.known()[name], tmp_path)
+    assert suite.located(str(tmp_path), {}) == (dict.fromkeys(suite.sets, str(tmp_path)), ())
+    (tmp_path / "13_FIVES.csv").unlink()
+    assert suite.located(str(tmp_path), {})[1] == ("unimed_fives",)
+
+
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
     """Runs `mmkd eval --suite toy` with pixels for a model."""
@@ -195,3 +204,26 @@ def test_slides_become_the_table_that_the_study_reads(tmp_path):
     first.unlink()
     with pytest.raises(InputError, match="1 of 12 slides are missing"):
         suite_studies.diagnosis(one, str(tmp_path / "in"), tmp_path / "out")
+
+
+@pytest.mark.full
+def test_a_suite_of_slides_is_evaluated(tmp_path, monkeypatch, capsys):
+    one = sets.known()["tcga_brca_subtype"]
+    root = tmp_path / "sets" / one.name
+    (root / "features").mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for k in range(60):
+        x = rng.standard_normal((8, 4)).astype(np.float32)
+        x[0, 0] += 8 * (k % 2)  # one tile says it
+        np.save(root / "features" / f"s{k}.npy", x)
+        rows.append({"slide_id": f"s{k}.svs", "case_id": f"p{k // 2}", "oncotree_code": ("IDC", "ILC")[k % 2]})
+    set_fixtures.table(root / "tcga_brca.csv", rows)
+    of = (("diagnosis_attention", "balanced_accuracy"),)
+    suite = Suite("toy", "", (one.name,), (), (Mean("diagnosis", of, (one.name,)),), "ours")
+    monkeypatch.setattr(suites, "find", lambda name: suite)
+    out = tmp_path / "out"
+    words = ["--sets-root", str(tmp_path / "sets"), "--out", str(out), "--bootstrap", "20"]
+    assert main(["eval", "--suite", "toy", *words]) == 0
+    (mean,) = json.loads((out / "suites" / "toy.json").read_text())["means"]
+    assert mean["value"] > 0.8
+    assert (out / f"{one.name}.html").exists()

@@ -5,7 +5,6 @@ Their tables are rewritten in the form that those configs read, below OUT/sets/N
 
 import csv
 import io as memory
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -114,10 +113,13 @@ _DESCRIBED = {"survival": survival, "diagnosis": diagnosis}
 
 
 def _link(target: epath.Path, place: epath.Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.is_symlink():
-        place.unlink()
-    os.symlink(pathlib.Path(target).resolve(), place)
+    """Makes `place` a link to `target`, or to this one if it was to another."""
+    if "://" in str(place):
+        raise InputError(f"{place.parent} cannot hold links to slides; give --out a folder on a disk of this machine")
+    here = pathlib.Path(place)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.unlink(missing_ok=True)
+    here.symlink_to(pathlib.Path(target).resolve())
 
 
 def _write(path: epath.Path, rows: Sequence[Sequence[Any]]) -> None:
