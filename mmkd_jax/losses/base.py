@@ -65,6 +65,15 @@ def own_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32), axis=-1)
 
 
+def matches(x: jax.Array) -> jax.Array:
+    """The diagonal of float32 `[n, n]`, `[n]`, by elements: `jnp.diagonal` gathers by indices.
+
+    Where rows are divided over a mesh, those indices and their gradient would travel to every device.
+    """
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) for axis in (0, 1))
+    return jnp.sum(jnp.where(rows == columns, x, 0.0), axis=1)
+
+
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     """`sum(w x) / sum(w)` of `[n]` and `[n]`; 0 where all weights are 0."""
     total = jnp.sum(weight)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mmkd_jax.losses import forms, reductions
-from mmkd_jax.losses.base import Inputs, normalise, own_similarity, similarity
+from mmkd_jax.losses.base import Inputs, matches, normalise, own_similarity, similarity
 
 __all__ = ["LOSSES", "cross_entropy_of_matches", "normalise", "sigmoid", "similarity", "softmax"]
 
@@ -56,7 +56,7 @@ def cross_entropy_of_matches(logits: jax.Array) -> jax.Array:
     """Mean over both directions of the cross-entropy of the diagonal of `logits` `[n, n]`; a float32 scalar."""
     rows = jax.nn.logsumexp(logits, axis=1)
     columns = jax.nn.logsumexp(logits, axis=0)
-    return jnp.mean(0.5 * (rows + columns) - jnp.diagonal(logits))
+    return jnp.mean(0.5 * (rows + columns) - matches(logits))
 
 
 LOSSES = {"softmax": softmax, "sigmoid": sigmoid}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mmkd_jax.losses import forms, reductions
-from mmkd_jax.losses.base import Inputs, masked, normalise, own_similarity, similarity, weighted_mean
+from mmkd_jax.losses.base import Inputs, masked, matches, normalise, own_similarity, similarity, weighted_mean
 
 
 def feature(x: Inputs, form: str = "plain") -> jax.Array:
@@ -158,7 +158,7 @@ def cosine_distance(student: jax.Array, target: jax.Array) -> jax.Array:
 
 def _cross_entropy(logits: jax.Array, columns: jax.Array) -> jax.Array:
     """Cross-entropy of the diagonal among the columns that take part: `[n]` from `[n, n]` and bool `[n]`."""
-    return jax.nn.logsumexp(masked(logits, columns), axis=1) - jnp.diagonal(logits)
+    return jax.nn.logsumexp(masked(logits, columns), axis=1) - matches(logits)
 
 
 def _kl(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax.Array:

@@ -1,0 +1,77 @@
+"""What losses over the global batch exchange between devices, by the compiled program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mmkd_jax.losses import base, contrastive, distill, forms
+from mmkd_jax.losses.base import Inputs
+from mmkd_jax.models import constraints
+from mmkd_jax.planning import count
+
+ROWS, WIDTH, OTHER = 64, 24, 40
+LOSSES = {
+    "softmax": contrastive.softmax,
+    "sigmoid": contrastive.sigmoid,
+    "interactive": distill.interactive,
+    "affinity": distill.affinity,
+}
+
+
+def exchanged(loss, form):
+    """Collectives of a loss and its gradient on eight devices, and whether a matrix of all pairs is anywhere."""
+    mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2, 1), constraints.AXES)
+    over, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([constraints.BATCH_AXES], ()))
+    wide = OTHER if loss is distill.affinity else WIDTH
+
+    def value(student, targets, weight, scale):
+        student, targets = ([base.normalise(x) for x in pair] for pair in (student, targets))
+        return loss(Inputs(*student, *targets, weight, scale, 10.0, -1.0), form)
+
+    def rows(width):
+        return jax.ShapeDtypeStruct((ROWS, width), jnp.float32, sharding=over)
+
+    weight = jax.ShapeDtypeStruct((ROWS,), jnp.float32, sharding=over)
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    step = jax.jit(constraints.under(mesh, jax.value_and_grad(value, argnums=(0, 3))))
+    text = step.lower((rows(WIDTH),) * 2, (rows(wide),) * 2, weight, scale).compile().as_text()
+    found = count.count(text, dict(mesh.shape)).collectives
+    return found, f"[{ROWS},{ROWS}]" in text
+
+
+def allowed(one, wide=WIDTH):
+    """Features of one side, vectors as long as the batch, masks and scalars; indices are none of these."""
+    if one.dtype not in ("f32", "pred"):
+        return False
+    sides = {(ROWS, WIDTH), (ROWS, wide)}
+    within = len(one.dims) < 2 or one.dims in sides
+    return within or one.kind in ("collective-permute", "all-to-all")  # tiles that travel; statistics of columns
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_exchange_features_of_one_side_and_vectors(name, form, quick_compilation):
+    found, square = exchanged(LOSSES[name], form)
+    wide = OTHER if name == "affinity" else WIDTH
+    assert not [(one, number) for one, number in found.items() if not allowed(one, wide)]
+    assert not square
+    gathered = sum(number for one, number in found.items() if one.kind == "all-gather" and len(one.dims) == 2)
+    # One side of what is compared: student's, and in stage 2 the stored targets as well.
+    assert gathered <= {"softmax": 1, "sigmoid": 1, "interactive": 2, "affinity": 2}[name] * (form != "ring") * (
+        2 if form == "rows" else 1
+    )
+
+
+def test_a_diagonal_by_indices_would_be_seen(monkeypatch, quick_compilation):
+    monkeypatch.setattr(contrastive, "matches", jnp.diagonal)
+    found, _ = exchanged(contrastive.softmax, "plain")
+    assert any(one.dtype == "s32" for one in found)
+
+
+def test_matches_are_the_diagonal_and_its_gradient():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)), jnp.float32)
+    np.testing.assert_array_equal(base.matches(x), np.diagonal(x))
+    found, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) ** 3))(x) for f in (base.matches, jnp.diagonal))
+    np.testing.assert_array_equal(found, expected)
