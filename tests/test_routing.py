@@ -275,8 +275,9 @@ def test_command(pairs, teachers, tmp_path, capsys):
     assert "for_ct 1.000 (strength 1.000)" in printed[0]
     assert "not measurable: all teachers alike" in printed[2]
     assert routing.load(out) == routing.measure(pairs, teachers, pairs.rows("dev"))["weights"]
-    assert main(arguments) == 2
-    assert "exists; choose another --out" in capsys.readouterr().err
+    assert main(arguments) == 0  # the same again
+    assert main([*arguments, "--temperature", "0.1"]) == 2
+    assert "exists and holds something else; choose another --out" in capsys.readouterr().err
     soft = tmp_path / "soft.json"
     assert main([*arguments[:-1], str(soft), "--temperature", "0.1"]) == 0
     assert json.loads(soft.read_text())["temperature"] == 0.1

@@ -131,8 +131,6 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
     from teachers import specs
 
     out = io.as_path(args.out)
-    if out.exists():
-        raise InputError(f"{out} exists; choose another --out")
     for name in args.teachers or ():
         if name not in features:
             raise InputError(f"{args.path} has no features of teacher {name!r}; {near(name, features)}")
@@ -140,6 +138,8 @@ def _route(args: argparse.Namespace, pairs, features: dict[str, Any]) -> None:
     declared = {name: specs.find(name).spec.modalities for name in features if name in specs.TEACHERS}
     rows = pairs.rows(args.rows)
     record = routing.measure(pairs, features, rows, temperature=args.temperature, by=args.by, declared=declared)
+    if out.exists() and io.read_json(out) != routing.stored(record):
+        raise InputError(f"{out} exists and holds something else; choose another --out")
     routing.save(out, record)
     for modality, count in record["pairs"].items():
         print(

@@ -83,7 +83,13 @@ def measure(
 
 def save(path, record: Mapping[str, Any]) -> None:
     """Writes a routing table with its hash."""
-    io.write_json(path, {**record, "hash": io.hash_of(io.json_form(record))})
+    io.write_json(path, stored(record))
+
+
+def stored(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A routing table as its file holds it."""
+    record = io.json_form(record)
+    return {**record, "hash": io.hash_of(record)}
 
 
 def load(path) -> dict[str, dict[str, float]]:
