@@ -14,7 +14,8 @@ from test_train import assert_same
 
 from mmkd_jax.data.batches import Batches
 from mmkd_jax.errors import EXIT_PREEMPTED
-from mmkd_jax.train import checkpoint, loop
+from mmkd_jax.models import constraints
+from mmkd_jax.train import checkpoint, loop, sharding
 from mmkd_jax.train.commits import COMMIT
 from mmkd_jax.train.preemption import Notice, Preempted
 
@@ -34,9 +35,10 @@ class Killed(BaseException):
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_made_once(quick_compilation):
     """A restart in the same process takes the step that the first start traced: a function of the config alone."""
-    made, real = {}, loop.constraints.under
+    made, real = {}, constraints.under
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.constraints, "under", lambda mesh, f: made.setdefault(f.__name__, real(mesh, f)))
+        for module in (constraints, sharding):
+            patch.setattr(module, "under", lambda mesh, f: made.setdefault(f.__name__, real(mesh, f)))
         yield
 
 

@@ -17,7 +17,8 @@ from test_train import assert_same
 from mmkd_jax import io
 from mmkd_jax.data.batches import Batches
 from mmkd_jax.errors import InputError
-from mmkd_jax.train import checkpoint, loop, metrics, rollback, stability
+from mmkd_jax.models import constraints
+from mmkd_jax.train import checkpoint, loop, metrics, rollback, sharding, stability
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PARAMS = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
@@ -149,13 +150,14 @@ def poisoned(monkeypatch):
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_made_once(quick_compilation):
     """A restart in the same process takes the step that the first start traced, if the task is the same."""
-    made, real = {}, loop.constraints.under
+    made, real = {}, constraints.under
 
     def under(mesh, function):
         return made.setdefault((Disturbed.how, function.__name__), real(mesh, function))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.constraints, "under", under)
+        for module in (constraints, sharding):
+            patch.setattr(module, "under", under)
         yield made
 
 
