@@ -85,7 +85,7 @@ def towers(precision: str) -> dict[str, np.ndarray]:
 
 def specs() -> dict[str, ModelSpec]:
     """A small model of each kind of tower."""
-    small = {"width": 64, "layers": 3, "heads": 4, "mlp_width": 256}
+    small = {"width": 64, "layers": 2, "heads": 4, "mlp_width": 256}
     text = {kind: TextTower(kind=kind, vocab_size=100, context=24, **small) for kind in ("bert", "clip")}
     towers = {
         "vit": (ImageTower(image_size=64, patch=16, **small), text["bert"]),
