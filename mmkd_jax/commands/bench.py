@@ -21,7 +21,7 @@ device by global batch, and time.
 
 import argparse
 
-HELP = "measure: encode, emit (flax beside torch), host (storing features), distill (what teachers add), loss"
+HELP = "measure: encode, emit (flax beside torch), host (storing), distill (what teachers add), loss"
 BOTH = {
     "encode": "pictures and texts a second of teachers' towers, flax beside torch",
     "emit": "pairs a second of whole emissions, flax beside torch, and where the time goes",
