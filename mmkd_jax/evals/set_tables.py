@@ -16,7 +16,7 @@ from typing import Any
 from etils import epath
 
 from mmkd_jax import io
-from mmkd_jax.data.sources import Skipped
+from mmkd_jax.data.sources import Skipped, parquet
 from mmkd_jax.data.sources.tables import below, picture
 from mmkd_jax.errors import InputError, near
 
@@ -114,7 +114,7 @@ def _read(path, header: Sequence[str], separator: str) -> Iterator[dict[str, Any
     if path.suffix not in FORMS:
         raise InputError(f"{path} is no table that can be read; its name must end in {', '.join(FORMS)}")
     if path.suffix == ".parquet":
-        yield from _parquet(path)
+        yield from parquet.rows(path)
     elif path.suffix in (".json", ".jsonl"):
         yield from _json(path)
     else:
@@ -148,17 +148,3 @@ def _json(path) -> Iterator[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path} must hold a list of objects, one a row")
     yield from rows
-
-
-def _parquet(path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise InputError("Parquet files need the extra 'parquet' (pyarrow): bash launch/setup.sh parquet") from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path.open("rb"))
-        for batch in file.iter_batches(batch_size=32):  # so that few pictures are in memory
-            yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a whole Parquet file ({error}); get it again") from error

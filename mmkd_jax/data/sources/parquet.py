@@ -67,6 +67,16 @@ def classes(
     return found
 
 
+def rows(path) -> Iterator[dict[str, Any]]:
+    """All values of all rows, in order.
+
+    Raises:
+      InputError: it is not a whole Parquet file, or pyarrow is missing.
+    """
+    for batch in _open(path).iter_batches(batch_size=_ROWS):
+        yield from batch.to_pylist()
+
+
 def _files(inputs: Sequence[str]) -> list[tuple]:
     """Files with the name of their set."""
     if not inputs:
