@@ -7,6 +7,7 @@ import pytest
 
 from mmkd_jax import cli, io
 from mmkd_jax.errors import InputError
+from mmkd_jax.evals import results
 from mmkd_jax.report import telemetry
 from mmkd_jax.train import commits, ledger
 
@@ -104,8 +105,20 @@ def test_the_commands(folder, tmp_path, capsys):
     assert "mmkd_jax training" in page
     for words in ("Where the time went", "lost to restarts", "grad_norm/text", "device-hours on 4 x TPU v5e", "MFU"):
         assert words in page, words
+    row = {"model": "pathology", "checkpoint": "20", "dataset": "a", "task": "zeroshot", "metric": "balanced_accuracy"}
+    row |= {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "seed": 0, "context": {"classes": 2}}
+    results.save(folder / "results.json", [row])
+    assert cli.main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    for words in ("balanced accuracy", "0.611 device-hours", "lost to restarts 27 %"):
+        assert words in page, words
+    capsys.readouterr()
     assert cli.main(["status", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    wrong = ["train", "--config", "none.py", "--workdir", str(tmp_path / "new"), "--profile", "3:2"]
+    assert cli.main(wrong) == 2
+    assert "--profile 3:2: write a step" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,8 @@ def rebuild(folder: str | os.PathLike) -> os.PathLike:
             raise InputError(f"{folder / DATA} does not hold a report's data")
     elif (folder / "results.json").exists():
         data = evaluation.gather(folder)
+        if (folder / telemetry.FILE).exists():  # evaluated into the run's own folder
+            data |= telemetry.beside(telemetry.gather(folder), data.get("provenance", {}))
     elif (folder / telemetry.FILE).exists():
         io.write_text(folder / "report.html", telemetry.page(telemetry.gather(folder)))
         return folder / "report.html"

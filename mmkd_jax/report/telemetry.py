@@ -119,6 +119,13 @@ def lines(glance: Glance) -> list[str]:
     return [*shown, f"checkpoints: {steps}" if steps else "no checkpoint yet"]
 
 
+def beside(glance: Glance, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page of an evaluation (see `mmkd_jax.report`) tells of the run that was evaluated."""
+    shares = ", ".join(f"{WORDS[name]} {_percent(value)}" for name, value in _shares(glance.totals))
+    told = {"speed": ", ".join(_speed(glance)), "use": ", ".join(_use(glance)), "time": shares}
+    return {"curves": {glance.name: _points(glance)}, "provenance": {**provenance, "training": told}}
+
+
 def page(glance: Glance) -> str:
     """The whole document as text; it loads nothing from elsewhere."""
     totals = glance.totals
@@ -130,7 +137,7 @@ def page(glance: Glance) -> str:
         element("div", _tiles(glance), class_="tiles"),
     )
     timings = [(WORDS[name], share * sum((*totals.seconds.values(), totals.lost))) for name, share in _shares(totals)]
-    mine = [(line["step"], {k: v for k, v in line.items() if k not in ("step", SECONDS)}) for line in glance.history]
+    mine = _points(glance)
     names = list(dict.fromkeys(name for _, values in mine for name in values))
     judged = [name for name in names if name.startswith(EVALUATED)]
     losses = [name for name in names if name == "loss" or name.startswith("loss/")]
@@ -208,6 +215,11 @@ def _judged(line: Mapping[str, float]) -> list[str]:
     """The evaluation's means over sets, or all it has where there are none."""
     names = [name for name in line if name.startswith(EVALUATED)]
     return [name for name in names if name.startswith(f"{EVALUATED}mean/")] or names
+
+
+def _points(glance: Glance) -> list[tuple[float, dict[str, float]]]:
+    """Step and scalars of each logged line."""
+    return [(line["step"], {k: v for k, v in line.items() if k not in ("step", SECONDS)}) for line in glance.history]
 
 
 def _tiles(glance: Glance) -> list[Markup]:
