@@ -408,6 +408,24 @@ def test_every_record_reads_a_table_of_its_layout(name, laid_out):
     assert all(cohort.bags) == ("bag" in one.layout)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["pathmnist", "ham10000", "pcam", "kvasir", "fives", "unimed_acl_mri", "isic2019", "camelyon16", "camelyon17"],
+)
+def test_a_class_that_the_list_lacks_is_refused(name, laid_out, tmp_path, capsys):
+    """Every way in which files say a class: its second one is taken out of the record."""
+    one = sets.known()[name]
+    lacking = one.classes.names[1]
+    words = {word: meant for word, meant in one.classes.words.items() if meant != lacking}
+    words |= {"something": "something else"}  # so that there are two
+    classes = words if one.classes.words else [meant for meant in one.classes.names if meant != lacking]
+    record = {"name": name, "layout": dict(one.layout), "task": one.task, "split": dict(one.split), "classes": classes}
+    (tmp_path / "set.json").write_text(json.dumps(record))
+    assert main(["sets", "check", str(tmp_path / "set.json"), "--root", str(laid_out(name))]) == 2
+    printed = capsys.readouterr()
+    assert re.search(r"is not one of the \d+ classes|but only \d+ class names", printed.out + printed.err)
+
+
 @pytest.mark.parametrize("name", ["busi", "bccd_cells"])
 def test_real_sets_are_as_their_records_say(name, mmkd_data, tmp_path, capsys):
     code, lines, _ = check(mmkd_data / name, capsys, name)
