@@ -112,6 +112,7 @@ def test_folders_of_tiles(tmp_path):
     assert (found.size, found.side) == ((48, 32), 16)
     assert [int(np.asarray(one)[0, 0, 0]) for one in found.pictures()] == [15, 25, 5]
     sheet = np.asarray(found.thumbnail())
+    assert sheet.shape == (32, 48, 3)  # not enlarged
     assert sheet[10, -10, 0] == 5
     assert sheet[-10, -10, 0] == 255  # nothing is there
     tile_folder(tmp_path / "grid", ["0_0", "1_0", "0_1", "1_1"])

@@ -83,7 +83,7 @@ def _write(folder: epath.Path, name: str, ours: dict[str, list], asked: dict, rn
     chosen = [rest[k] for k in rng.choice(len(rest), side**2 - few, replace=False)]
     chosen += [target[k] for k in rng.choice(len(target), few, replace=False)]
     folder.mkdir(parents=True)
-    rows, size = [], 224
+    rows, size = [], max(preprocess.decode(chosen[0].image).size)
     for place, k in enumerate(rng.permutation(side**2)):
         x, y = size * (place % side), size * (place // side)
         picture = preprocess.decode(chosen[k].image).convert("RGB").resize((size, size))

@@ -45,8 +45,8 @@ class Tiles:
         raise NotImplementedError
 
     def thumbnail(self) -> Image.Image:
-        """The slide at `THUMBNAIL` px, or a picture of its tiles in their places."""
-        scale = THUMBNAIL / max(self.size)
+        """The slide at `THUMBNAIL` px at most, or a picture of its tiles in their places."""
+        scale = min(1.0, THUMBNAIL / max(self.size))
         sheet = Image.new("RGB", [max(1, round(side * scale)) for side in self.size], "white")
         for place, picture in zip(self.places, self.pictures()):
             corners = [round(v * scale) for v in (*place, *(place + self.side))]

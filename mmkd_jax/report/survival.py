@@ -10,7 +10,7 @@ from mmkd_jax.report import bars
 from mmkd_jax.report.document import document, table
 from mmkd_jax.report.markup import Markup, element, number
 
-WIDTH, HEIGHT = 460, 330
+WIDTH, HEIGHT = 460, 322
 LEFT, RIGHT, TOP, BOTTOM = 46, 446, 54, 250
 GROUPS = (("low", "lower risk", "s0"), ("high", "higher risk", "best"))
 METRICS = {
@@ -41,7 +41,10 @@ def headline(study: Mapping[str, Any]) -> str:
     cohorts = study["cohorts"]
     pairs = [one for cohort in cohorts for one in cohort["differences"]]
     if pairs:
-        model, against = pairs[0]["model"], pairs[0]["against"]
+        names = list(cohorts[0]["models"])
+        against = names[0]
+        model = [name for name in names if name.partition(":")[0] == against.partition(":")[0]][-1]
+        model = model if model != against else names[-1]
         same = [one for one in pairs if (one["model"], one["against"]) == (model, against)]
         better, worse = sum(one["low"] > 0 for one in same), sum(one["high"] < 0 for one in same)
         rest = len(same) - better - worse
@@ -54,12 +57,12 @@ def headline(study: Mapping[str, Any]) -> str:
 
 
 def _cohort(one: Mapping[str, Any], unit: str) -> Markup:
-    left = f"; {one['left_out']} others lack a fold or a covariate" if one["left_out"] else ""
-    lede = f"{one['n']} patients, {one['events']} events{left}."
+    left = f" Without a fold or a covariate, and left out: {one['left_out']}." if one["left_out"] else ""
+    lede = f"{one['n']} patients, {one['events']} events.{left}"
     plots = [element("figure", km(name, told, unit), class_="panel") for name, told in one["models"].items()]
     return element(
         "section", element("h2", one["name"]), element("p", lede, class_="lede"),
-        element("div", plots, class_="multiples"), _numbers(one, unit), _differences(one), _folds(one),
+        element("div", plots, class_="multiples", style="margin-bottom:20px"), _numbers(one, unit), _differences(one), _folds(one),
     )  # fmt: skip
 
 
@@ -133,8 +136,10 @@ def km(name: str, told: Mapping[str, Any], unit: str) -> Markup:
         parts.append(element("text", f"{100 * share:.0f} %", x=LEFT - 6, y=at + 4, text_anchor="end", class_="tiny"))
     ticks = np.arange(0, end + 1e-9, step)
     for tick in ticks:
-        words_at = f"{tick:g} {unit}" if tick == ticks[-1] else f"{tick:g}"
-        parts.append(element("text", words_at, x=float(x(tick)), y=BOTTOM + 16, text_anchor="middle", class_="tiny"))
+        last = tick == ticks[-1]
+        label, anchor = (f"{tick:g} {unit}", "end") if last else (f"{tick:g}", "middle")
+        place = min(float(x(tick)) + 24, RIGHT + 8) if last else float(x(tick))
+        parts.append(element("text", label, x=place, y=BOTTOM + 16, text_anchor=anchor, class_="tiny"))
     for row, (label, style, one) in enumerate(groups):
         parts.append(_curve(one, x, y, end, style))
         at = BOTTOM + 40 + 18 * row
@@ -143,7 +148,7 @@ def km(name: str, told: Mapping[str, Any], unit: str) -> Markup:
         risk = " · ".join(f"{_at_risk(one, tick)} at {tick:g}" for tick in ticks[1:4])
         parts.append(element("g", mark, element("text", f"{counts} {risk}", x=26, y=at, class_="tiny"), class_=style))
     described = f"{_plain(name)}: Kaplan-Meier curves of {' and '.join(label for label, _, _ in groups)}, {words}"
-    return element("svg", element("title", described), parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT - 20}",
+    return element("svg", element("title", described), parts, class_="chart", viewBox=f"0 0 {WIDTH} {HEIGHT}",
                    role="img", aria_label=described)  # fmt: skip
 
 
