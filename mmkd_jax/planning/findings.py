@@ -47,8 +47,9 @@ def warnings(
         found.append(f"custom calls whose FLOPs and time are not counted: {names}")
     if any(one.axes == ("?",) for one in totals.collectives):
         found.append("collectives whose devices the program's text does not tell; their axes and time are not known")
-    found += _square(text, config.batch)
     shapes = parameter_shapes(config)
+    if not any(config.batch in dims for dims in shapes):  # else weights could be taken for it
+        found += _square(text, config.batch)
     found += _gathered(totals, mesh, config.batch, shapes)
     found += _reduced(totals, shapes)
     return found
@@ -56,7 +57,8 @@ def warnings(
 
 def _square(text: str, batch: int) -> list[str]:
     """Arrays of all pairs against all pairs."""
-    shapes = set(re.findall(rf"\b\w+\[(?:\d+,)*{batch},(?:\d+,)*{batch}(?:,\d+)*\]", text)) if batch > 1 else ()
+    one = rf"(?:1,)*{batch}(?:,1)*"
+    shapes = set(re.findall(rf"\b\w+\[{one},{one}\]", text)) if batch > 1 else ()
     return [f"a device holds a matrix of all pairs against all pairs: {shape}" for shape in sorted(shapes)]
 
 
