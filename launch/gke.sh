@@ -68,8 +68,8 @@ case $verb in
     if [ -n "$dry" ]; then run "${look[@]}"; exit; fi
     code=0
     found=$("${look[@]}" 2>&1) || code=$?
-    case $found in
-      *Completed* | *Failed* | *NotFound*) echo gone ;;
+    case " $found " in
+      *" Completed "* | *" Failed "* | *"(NotFound)"*) echo gone ;;
       *) if [ "$code" != 0 ]; then printf '%s\n' "$found" >&2; advise "$code" "$found"; exit "$code"; fi
          if [[ $found == *[1-9]* ]]; then echo running; else echo queued; fi ;;
     esac ;;

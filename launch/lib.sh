@@ -28,7 +28,11 @@ run() {
   command -v "$1" >/dev/null || { say "$1 is not installed here; $(source_of "$1")"; return 127; }
   local code=0 said
   said=$(mktemp)
-  { "$@" 2>&1 >&3 | tee "$said" >&2 || code=${PIPESTATUS[0]}; } 3>&1
+  if [ "$1" = xpk ]; then # tells its errors on standard output
+    "$@" 2>&1 | tee "$said" || code=${PIPESTATUS[0]}
+  else
+    { "$@" 2>&1 >&3 | tee "$said" >&2 || code=${PIPESTATUS[0]}; } 3>&1
+  fi
   [ "$code" = 0 ] || advise "$code" "$(cat "$said")"
   rm -f "$said"
   return "$code"
@@ -55,7 +59,7 @@ advise() {
       say "log in: gcloud auth login, then gcloud config set project PROJECT; XPK also needs gcloud auth application-default login" ;;
     *quota* | *resource_exhausted* | *"resource exhausted"* | *qosmax* | *assocmax* | *"job violates accounting"*)
       say "the quota is used up or was never granted: ask for more (https://console.cloud.google.com/iam-admin/quotas; on SLURM, the administrator), take a smaller type, another zone or partition, or --spot" ;;
-    *errimagepull* | *imagepullbackoff* | *"manifest unknown"* | *"image not found"* | *"manifest for"* | *"failed to resolve reference"* | *"does not exist in the registry"* | *"is not a valid docker image"*)
+    *errimagepull* | *imagepullbackoff* | *"manifest unknown"* | *"image not found"* | *"manifest for"* | *"failed to resolve reference"* | *"does not exist in the registry"* | *"docker image exists"*)
       say "the image is not there, or may not be read: bash launch/gke.sh image --image IMAGE builds and pushes it" ;;
     *"unknown zone"* | *"invalid value for field 'zone'"* | *"location"*"not found"* | *"permission denied on 'locations"* | *"permission to access locations"* | *"invalid zone"* | *"zone"*"not found"* | *"attribute [zone]"*)
       say "the zone is wrong, missing, or has no such TPU: gcloud compute tpus locations list; gcloud compute tpus accelerator-types list --zone ZONE" ;;

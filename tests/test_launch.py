@@ -28,7 +28,7 @@ OURS = (
 COMMANDS = (GOLDEN / "commands.txt").read_text().splitlines()
 ODD = 'it\'s a "name" of $HOME * \\ {x} # & ; é'
 
-# What the tools say: the first three by themselves, the others as their documentation and users quote them.
+# What the tools say: the first three and XPK's word for word, the others as their documentation and users quote them.
 MESSAGES = {
     "no account": (
         "ERROR: (gcloud) You do not currently have an active account selected. Run: $ gcloud auth login",
@@ -45,6 +45,7 @@ MESSAGES = {
     ),
     "image": ("Error response from daemon: manifest unknown: Failed to fetch 'latest'", "gke.sh image"),
     "pull": ("Warning Failed kubelet: Error: ImagePullBackOff", "gke.sh image"),
+    "xpk": ("[XPK] Failed to validate your docker image, check that the docker image exists.", "gke.sh image"),
     "zone": ("ERROR: INVALID_ARGUMENT: Invalid zone us-nowhere1-z", "locations list"),
     "location": ("ERROR: Permission denied on 'locations/us-nowhere1-z' (or it may not exist).", "locations list"),
     "type": ("ERROR: INVALID_ARGUMENT: Accelerator type v9-8 was not found", "accelerator-types list"),
@@ -277,14 +278,16 @@ def test_a_tools_own_message_is_shown_with_what_to_do(fake, case):
     words = {
         "image": ("gke.sh", "image", "--image=i"),
         "pull": ("gke.sh", "logs", "job"),
+        "xpk": ("gke.sh", "run", "job", "--cluster=c", "--image=i", "--type=v4-8", "--", "true"),
         "partition": ("slurm.sh", "submit", "--", "true"),
     }.get(case, ("tpu.sh", "create", "pod", "--type=v4-8"))
     for tool in ("gcloud", "docker", "kubectl", "sbatch"):
         fake(tool, f"printf '%s\\n' {shlex.quote(said)} >&2; exit 5")
+    fake("xpk", f"printf '%s\\n' {shlex.quote(said)}; exit 5")
     done = call(f"launch/{words[0]}", *words[1:])
     assert done.returncode == 5
     mine = [line for line in done.stderr.splitlines() if line.startswith(words[0].removesuffix(".sh") + ": ")]
-    assert said in done.stderr
+    assert said in done.stderr + done.stdout
     assert len(mine) == 1
     assert advice in mine[0]
 

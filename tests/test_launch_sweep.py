@@ -107,6 +107,8 @@ def test_a_failed_part_is_told_by_its_log_and_tried_by_the_next_call(cluster, tm
     assert runner.is_done(plan, plan.runs[1])
     assert submit.run(plan, cluster("0"), never) == []
     assert cluster.submitted() == ["runs/one", "runs/two", "runs/one"]
+    attempts = {name: known["attempt"] for name, known in io.read_json(tmp_path / "out/jobs.json").items()}
+    assert attempts == {"runs/one": 2, "runs/two": 1}  # names of jobs are never used twice
 
 
 def test_without_what_is_shared_nothing_is_submitted(cluster, tmp_path):
@@ -216,6 +218,7 @@ def test_a_bucket_without_its_package_is_told_at_once(tmp_path, monkeypatch):
     [
         (" 1", 0, "running"),
         (" ", 0, "queued"),
+        ("StartupPolicyCompleted 1", 0, "running"),
         ("Completed 0", 0, "gone"),
         ('Error from server (NotFound): jobsets "x" not found', 1, "gone"),
         ("Unable to connect to the server", 1, "unknown"),

@@ -129,13 +129,14 @@ class _Jobs:
         self._path = plan.workdir / "jobs.json"
         self._known = io.read_json(self._path) if self._path.exists() else {}
         self._silent: set[str] = set()  # gone without a word when last asked
+        self._retries: collections.Counter[str] = collections.Counter()
 
     def make(self, tasks: Sequence[Task]) -> list[Failure]:
         """Submits those that are not whole, and waits for them; what failed, in their order."""
         left = [task for task in tasks if not runner.is_done(self._plan, task)]
         for task in left:
             if not self._goes_on(task):
-                self._submit(task, 1)
+                self._submit(task)
         failures: dict[str, Failure] = {}
         before = None
         while left:
@@ -171,7 +172,8 @@ class _Jobs:
             return False
         return there or self._code(task) in (0, EXIT_PREEMPTED)
 
-    def _submit(self, task: Task, attempt: int) -> None:
+    def _submit(self, task: Task) -> None:
+        attempt = self._known.get(task.name, {}).get("attempt", 0) + 1
         commands, result = job.files(self._plan.workdir, task.name)
         if result.exists():
             result.unlink()
@@ -201,9 +203,10 @@ class _Jobs:
         if code is None and known["job"] not in self._silent:  # a shared file system may be late
             self._silent.add(known["job"])
             return "unknown"
-        if code in (None, EXIT_PREEMPTED) and known["attempt"] <= RETRIES:
+        if code in (None, EXIT_PREEMPTED) and self._retries[task.name] < RETRIES:
+            self._retries[task.name] += 1
             print(f"{task.name}: {'preempted' if code else 'lost'}", flush=True)
-            self._submit(task, known["attempt"] + 1)
+            self._submit(task)
             return "queued"
         failure = Failure(task.name, -1 if code is None else code, self._said(task, known["job"]))
         print(f"{task.name}: failed ({failure.line})", file=sys.stderr, flush=True)
