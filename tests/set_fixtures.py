@@ -223,7 +223,7 @@ def _patients(one: SetRecord, root: pathlib.Path) -> None:
     for number in range(12):
         told = {"patient": f"p{number}", "time": 1.0 + number, "event": events[number % 2], "site": f"s{number % 3}",
                 "fold": str(number % 3)}  # fmt: skip
-        row = {theirs: told[ours] for ours, theirs in layout["columns"].items()}
+        row = {theirs: told[ours] for ours, theirs in layout["columns"].items()} | layout.get("where", {})
         for name, levels in layout["covariates"].items():
             row[name] = levels[number % len(levels)] if levels else 40 + number
         slides = [column.removesuffix(".stem") for column in re.findall(r"{(.*?)}", layout.get("bag", ""))]
@@ -232,7 +232,8 @@ def _patients(one: SetRecord, root: pathlib.Path) -> None:
             path = _place(root, layout["bag"], rows[-1])
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, np.zeros((2, 3), np.float32))
-    table(root / layout["input"], rows)
+    other = dict.fromkeys(layout.get("where", {}), "another")
+    table(root / layout["input"], [*rows, *([rows[0] | other] if other else [])])
 
 
 def _slides(one: SetRecord, root: pathlib.Path) -> None:
