@@ -133,8 +133,11 @@ def _score(plan: Plan, runs: Sequence[Run]) -> bootstrap.Estimate:
 def _scored(plan: Plan) -> list[str]:
     """The sets of the score: those that the config names, else all that a run was classified on."""
     named = list(plan.config["scored"])
-    rows = results.load(plan.workdir / plan.runs[0].scores / "results.json") if not named else []
-    return named or sorted({row["dataset"] for row in rows if row["task"] == TASK})
+    if named:
+        return named
+    whole = next(run for run in plan.runs if is_done(plan, run))
+    rows = results.load(plan.workdir / whole.scores / "results.json")
+    return sorted({row["dataset"] for row in rows if row["task"] == TASK})
 
 
 def _before(label: str, labels: Sequence[str]) -> str:

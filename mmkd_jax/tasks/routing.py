@@ -60,12 +60,10 @@ def measure(
     for index, modality in enumerate(pairs.modalities):
         chosen = rows.rows[modality_of == index]
         counts[modality] = len(chosen)
-        captions = [pair.captions[0] for pair in pairs.read_many(chosen)]
         experts = {name for name in names if modality in (declared or {}).get(name, ())}
-        # One caption for all, and every teacher finds it.
-        if _cases(pairs, chosen) >= FEWEST and len(set(captions)) > 1:
-            strength[modality] = {name: _reciprocal_rank(features[name], chosen, captions) for name in names}
-            weights[modality] = _weights(strength[modality], temperature)
+        if found := _strengths(pairs, features, chosen):
+            strength[modality] = found
+            weights[modality] = _weights(found, temperature)
         elif experts:
             weights[modality] = {name: float(name in experts) for name in names}
     if by == "teacher":
@@ -113,6 +111,14 @@ def _cases(pairs: PairsSet, rows: np.ndarray) -> int:
     """How many groups (patients, pictures that were cut up) the rows come from; a pair of no group is one by itself."""
     groups = np.asarray(pairs.table["group"])[rows]
     return len(np.unique(groups[groups >= 0])) + int((groups < 0).sum())
+
+
+def _strengths(pairs: PairsSet, features: Mapping[str, FeatureSet], rows: np.ndarray) -> dict[str, float]:
+    """Each teacher's strength on the rows of one modality; none where they are too few or all have one caption."""
+    captions = [pair.captions[0] for pair in pairs.read_many(rows)]
+    if _cases(pairs, rows) < FEWEST or len(set(captions)) < 2:  # one for all, and every teacher finds it
+        return {}
+    return {name: _reciprocal_rank(features[name], rows, captions) for name in sorted(features)}
 
 
 def _reciprocal_rank(features: FeatureSet, rows: np.ndarray, captions: list[str]) -> float:
