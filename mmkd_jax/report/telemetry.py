@@ -133,7 +133,7 @@ def page(glance: Glance) -> str:
         "header",
         element("p", "mmkd_jax training", class_="kicker"),
         element("h1", glance.name),
-        element("p", f"{_state(glance).capitalize()}. {', '.join(_use(glance))}.", class_="lede"),
+        element("p", f"{glance.state.capitalize()}: {', '.join(_use(glance))}.", class_="lede"),
         element("div", _tiles(glance), class_="tiles"),
     )
     timings = [(WORDS[name], share * sum((*totals.seconds.values(), totals.lost))) for name, share in _shares(totals)]
