@@ -7,10 +7,11 @@ A record of our own lies in `registry/`; a user's lies as `set.json` in the set'
      "modality": "dermoscopy", "classes": {"mel": "melanoma", "nv": "melanocytic nevus"}, "split": {"test": 0.2},
      "prompts": {"templates": ["a photo of {}."], "synonyms": {"melanocytic nevus": ["mole"]}}}
 
-`layout` names a source (`mmkd_jax.data.sources`), its input below the root, and the source's options. `classes` is a
-list of names, or an object from labels in the files to names; without it they are what the source says. `split` makes
-splits by group; without it they are the layout's. What is known about a set further (`ABOUT`) is for people, and
-`evidence` says of each field where it was seen, or that it is from memory.
+`layout` names a source (`mmkd_jax.data.sources`; beside them `questions`, `patients` and `slides`, see `question_sets`,
+`patient_sets` and `slide_sets`), its input below the root, and the source's options. `classes` is a list of names, or
+an object from labels in the files to names; without it they are what the source says. `split` makes splits by group;
+without it they are the layout's. What is known about a set further (`ABOUT`) is for people, and `evidence` says of each
+field where it was seen, or that it is from memory.
 """
 
 import dataclasses
