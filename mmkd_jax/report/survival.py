@@ -62,7 +62,8 @@ def _cohort(one: Mapping[str, Any], unit: str) -> Markup:
     plots = [element("figure", km(name, told, unit), class_="panel") for name, told in one["models"].items()]
     return element(
         "section", element("h2", one["name"]), element("p", lede, class_="lede"),
-        element("div", plots, class_="multiples", style="margin-bottom:20px"), _numbers(one, unit), _differences(one), _folds(one),
+        element("div", plots, class_="multiples", style="margin-bottom:20px"),
+        _numbers(one, unit), _differences(one), _folds(one),
     )  # fmt: skip
 
 
