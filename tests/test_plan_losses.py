@@ -50,8 +50,15 @@ def allowed(one, wide=WIDTH):
     return within or one.kind in ("collective-permute", "all-to-all")  # tiles that travel; statistics of columns
 
 
-@pytest.mark.parametrize("form", forms.FORMS)
-@pytest.mark.parametrize("name", LOSSES)
+QUICK = {("softmax", "plain"), ("softmax", "ring"), ("interactive", "plain")}
+CASES = [
+    pytest.param(name, form, marks=() if (name, form) in QUICK else pytest.mark.full)
+    for name in LOSSES
+    for form in forms.FORMS
+]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
 def test_losses_exchange_features_of_one_side_and_vectors(name, form, quick_compilation):
     found, square = exchanged(LOSSES[name], form)
     wide = OTHER if name == "affinity" else WIDTH
