@@ -161,6 +161,7 @@ def climbed(stand, tmp_path_factory):
         ]
         (workdir / run.name).mkdir(parents=True, exist_ok=True)
         (workdir / run.name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        io.write_json(workdir / run.name / "provenance.json", {"commit": ("ab12", "cd34-dirty")[seed], "cpus": 2})
         runner.mark_done(sweep, run)
     for model, rate in (("teacher:a", 0.95), ("teacher:b", 0.7)):
         score(stand, model, (rate, 1.6 - rate), 5)
@@ -207,6 +208,7 @@ def test_the_ladders_table_and_plot_take_the_place_of_the_sweeps(climbed, tmp_pa
     assert len({line.count("|") for line in lines}) == 1
     assert "| never, 90 |" in text
     assert "`+icl_scale`" not in text
+    assert text.endswith("Commit `ab12`, `cd34-dirty`, 2 CPU cores.\n")
     plot = (sweep.workdir / "sweep.svg").read_text()
     assert all(name in plot for name in ("public", "+mean", "best teacher"))
 

@@ -91,9 +91,8 @@ def record(plan: Plan, rungs: Sequence[Rung]) -> dict[str, Any]:
             }
         )
     scored = _scored(plan)
-    return io.json_form(
-        {"title": plan.config["name"], "scored": scored, "rungs": table, "references": _references(plan, scored)}
-    )
+    about = {"title": plan.config["name"], "scored": scored, "made": _made(plan, rungs)}
+    return io.json_form({**about, "rungs": table, "references": _references(plan, scored)})
 
 
 def as_markdown(table: Mapping[str, Any]) -> str:
@@ -113,6 +112,9 @@ def as_markdown(table: Mapping[str, Any]) -> str:
         f"Zero-shot and linear probe: mean balanced accuracy over {', '.join(table['scored'])}. Intervals: 95 %, over "
         f"cases and {seeds} training seeds; differences are paired. Steps to `public`: of each seed, the first "
         "evaluation at or above the mean last score of `public`.",
+        "",
+        f"Commit {', '.join(f'`{commit}`' for commit in table['made']['commits']) or 'unknown'}, "
+        f"{' or '.join(map(str, table['made']['cpus'])) or 'unknown'} CPU cores.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -172,6 +174,16 @@ def _others(plan: Plan, rung: Rung) -> dict[str, list[float]]:
             if part:
                 found[name].append(float(np.mean(part)))
     return found
+
+
+def _made(plan: Plan, rungs: Sequence[Rung]) -> dict[str, list]:
+    """By which commits, and on machines of how many CPU cores, the runs were made."""
+    paths = [plan.workdir / run.name / "provenance.json" for rung in rungs for run in rung.runs]
+    found = [io.read_json(path) for path in paths if path.exists()]
+    return {
+        "commits": sorted({one["commit"] for one in found if one.get("commit")}),
+        "cpus": sorted({one["cpus"] for one in found if one.get("cpus")}),
+    }
 
 
 def _is_recall(metric: str) -> bool:
