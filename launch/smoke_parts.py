@@ -102,7 +102,7 @@ def specs() -> dict[str, ModelSpec]:
 def tower_results(name: str, spec: ModelSpec) -> dict[str, np.ndarray]:
     """Embeddings of both towers of a model, and the gradient of their weighted sum."""
     encoder = DualEncoder(spec)
-    params = jax.tree_util.tree_map_with_path(lambda path, x: drawn(f"{name}{path}", x.shape) * 0.05, encoder.shapes())
+    params = jax.tree_util.tree_map_with_path(lambda path, x: weights_of(name, path, x.shape), encoder.shapes())
     images = drawn("images", (8, spec.image.image_size, spec.image.image_size, 3))
     length = spec.text.context
     mask = np.arange(length)[None] < np.arange(8)[:, None] + 8
@@ -120,6 +120,13 @@ def tower_results(name: str, spec: ModelSpec) -> dict[str, np.ndarray]:
     (_, (image, words)), gradient = step(params, images, text, weights)
     flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])
     return {f"{name} image": np.asarray(image), f"{name} text": np.asarray(words), f"{name} gradient": flat}
+
+
+def weights_of(name: str, path: tuple, shape: tuple[int, ...]) -> np.ndarray:
+    """Arbitrary weights of a size that layers pass on; variances and scales of norms are positive."""
+    leaf = jax.tree_util.keystr(path)
+    noise = drawn(f"{name}{leaf}", shape) * 0.05
+    return 1 + np.abs(noise) if leaf.endswith(("['variance']", "['scale']")) else noise
 
 
 def loss_results(name: str, form: str, mesh: Mesh) -> dict[str, np.ndarray]:
