@@ -6,6 +6,7 @@ lie in rows of one square, in the order of their names.
 """
 
 import dataclasses
+import importlib
 import math
 import os
 import re
@@ -203,11 +204,16 @@ def _resolution(said) -> float | None:
         return None
 
 
-def _opened(path: str):
+def _library(path: str):
+    """OpenSlide, an extra."""
     try:
-        import openslide
+        return importlib.import_module("openslide")
     except ImportError as error:
         raise InputError(f"{path} needs OpenSlide; install the extra `wsi`, or give folders of tiles") from error
+
+
+def _opened(path: str):
+    openslide = _library(path)
     try:
         return openslide.OpenSlide(path)
     except (openslide.OpenSlideError, OSError) as error:
@@ -216,11 +222,9 @@ def _opened(path: str):
 
 def _guarded(path: str, read, *args):
     """OpenSlide's answer; a damaged tile is wrong input."""
-    import openslide
-
     try:
         return read(*args)
-    except openslide.OpenSlideError as error:
+    except _library(path).OpenSlideError as error:
         raise InputError(f"{path} is damaged ({error}); copy it again or leave it out") from error
 
 
