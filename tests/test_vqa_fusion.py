@@ -124,6 +124,7 @@ def number(result, metric):
     return result.estimates[metric][0].value
 
 
+@pytest.mark.full
 def test_frozen_towers_are_enough_to_see_colours(frozen):
     result, _, out = frozen
     common = result.context["commonest_answer"]
@@ -137,6 +138,7 @@ def test_frozen_towers_are_enough_to_see_colours(frozen):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.full
 def test_a_trained_head_is_not_trained_again(frozen, student, monkeypatch):
     result, pairs, out = frozen
     monkeypatch.setattr(vqa_training.QuestionBatches, "iterate", None)
@@ -148,13 +150,14 @@ def test_a_trained_head_is_not_trained_again(frozen, student, monkeypatch):
 @pytest.mark.full
 def test_towers_are_trained_where_that_is_asked_for(student, tmp_path):
     pairs = Asked(train=40, test=20)
-    result = evaluated(small(trained=True, epochs=10), pairs, student, tmp_path)
+    result = evaluated(small(trained=True, epochs=30), pairs, student, tmp_path)
     assert result.context["profile"] == "cross_attention_unfrozen"
     assert number(result, "closed_accuracy") > result.context["commonest_answer"]["closed"] + 0.1
+    assert number(result, "open_accuracy") > result.context["commonest_answer"]["open"] + 0.3
     (folder,) = (path for path in tmp_path.iterdir())
     vocabulary = ("blue", "green", "no", "red", "yes")
     spec = FusionSpec(16, 16, len(vocabulary), 16, 4, 1, 0.1)
-    task = vqa_training.FusionTask(spec, np.ones((2, 5), bool), (DualEncoder(student.spec), student.params))
+    task = vqa_training.FusionTask(spec, np.ones((2, 5), bool), DualEncoder(student.spec))
     like = jax.eval_shape(lambda: task.init(jax.random.key(0))[0])
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like)
@@ -163,6 +166,7 @@ def test_towers_are_trained_where_that_is_asked_for(student, tmp_path):
     for tower in ("image", "text"):
         moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), learned[tower], student.params[tower])
         assert sum(change > 0 for change in jax.tree.leaves(moved)) > len(jax.tree.leaves(moved)) / 2
+        assert max(jax.tree.leaves(moved)) < 0.1  # from where they were, at a tenth of the head's rate
 
 
 @pytest.mark.full
@@ -181,4 +185,4 @@ def test_towers_without_patches_are_refused(student):
     other = dataclasses.replace(student.spec, image=SwinTower(), preprocess=Preprocess())
     other = dataclasses.replace(student, spec=other)
     with pytest.raises(InputError, match="tiny: cross-attention needs patches, an image tower of kind vit"):
-        run(Asked(train=8, test=4), ["vqa_fusion"], other)
+        evaluated(small(), Asked(train=8, test=4), other)

@@ -60,7 +60,7 @@ class Head:
         model, params, tokenizer = _towers(data.features.encoder)
         sizes = model.spec.image.width, model.spec.text.width, len(vocabulary)
         spec = FusionSpec(*sizes, self.width, self.heads, self.layers, self.dropout)
-        task = FusionTask(spec, allowed, (model, params) if self.trained else None)
+        task = FusionTask(spec, allowed, model if self.trained else None)
         given = [_inputs(data, one, model, params, tokenizer, self.trained) for one in (train, test)]
         steps = max(1, self.epochs * len(train) // self.batch)
         options = {"lr": self.lr, "decay": self.decay, "seed": data.seed, "warmup": steps // 20}
@@ -69,7 +69,8 @@ class Head:
         known = {"encoder": _identity(data, params), "questions": asked, "head": spec.to_dict()}
         targets = {"closed": train.closed, "answer": answer}
         with _folder(data, io.hash_of([known, dataclasses.asdict(self), data.seed])[:16]) as workdir:
-            learned = vqa_training.train(task, given[0], targets, config, workdir, known)
+            start = params if self.trained else {}
+            learned = vqa_training.train(task, given[0], targets, config, workdir, known, start)
         scores = vqa_training.predict(task, learned, given[1], test.closed, self.batch)
         context = {
             "profile": "cross_attention_unfrozen" if self.trained else "cross_attention",

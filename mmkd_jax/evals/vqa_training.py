@@ -5,6 +5,7 @@ open questions share the head; each is compared with the answers of its own type
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,12 +53,12 @@ class FusionTask:
     Args:
       spec: of the head.
       allowed: bool `[2, answers]`, what open (0) and closed (1) questions can be answered.
-      towers: the model whose towers are trained with the head, and their first parameters; None where they are frozen.
+      towers: the model whose towers are trained with the head; None where they are frozen.
     """
 
     micro_batches = 1
 
-    def __init__(self, spec: FusionSpec, allowed: np.ndarray, towers: tuple[DualEncoder, Params] | None = None):
+    def __init__(self, spec: FusionSpec, allowed: np.ndarray, towers: DualEncoder | None = None):
         self.spec, self._allowed, self._towers = spec, np.asarray(allowed), towers
 
     @property
@@ -66,9 +67,10 @@ class FusionTask:
         return self
 
     def init(self, key: jax.Array) -> tuple[Params, dict]:
-        """`fusion`, and `image` and `text` where the towers are trained."""
-        towers = {} if self._towers is None else {name: self._towers[1][name] for name in ("image", "text")}
-        return {"fusion": fusion.init(self.spec, key), **jax.tree.map(jnp.asarray, towers)}, {}
+        """`fusion`, and where the towers are trained, zeros for `image` and `text`, which the run is given."""
+        shapes = {} if self._towers is None else {name: self._towers.shapes()[name] for name in ("image", "text")}
+        towers = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return {"fusion": fusion.init(self.spec, key), **towers}, {}
 
     def encode(self, params: Params, extra: Any, batch: Batch, key: jax.Array, step: jax.Array) -> jax.Array:
         """Scores of the answers that a question's type allows; dropout keyed by `key`."""
@@ -80,7 +82,7 @@ class FusionTask:
         if self._towers is None:
             patches, words, mask = (batch[name] for name in FROZEN)
         else:
-            model, text = self._towers[0], TextBatch(*(batch[name] for name in TextBatch._fields))
+            model, text = self._towers, TextBatch(*(batch[name] for name in TextBatch._fields))
             image = jax.lax.optimization_barrier(preprocess.normalise(batch["image"], model.spec.preprocess))
             patches = fusion.patches_of(model, params, image)
             words, mask = fusion.words_of(model, params, text, tower), text.mask
@@ -127,7 +129,10 @@ class QuestionBatches:
             yield step, self._inputs.take(rows) | {name: one[rows] for name, one in self._targets.items()}
 
 
-def train(task: FusionTask, inputs: Inputs, targets: Mapping[str, np.ndarray], config: ConfigDict, workdir, identity):
+def train(
+    task: FusionTask, inputs: Inputs, targets: Mapping[str, np.ndarray], config: ConfigDict, workdir: str | os.PathLike,
+    identity: Any, towers: Params,
+) -> Params:  # fmt: skip
     """Trains a head by `loop.run`, or goes on with it.
 
     Args:
@@ -136,6 +141,7 @@ def train(task: FusionTask, inputs: Inputs, targets: Mapping[str, np.ndarray], c
       config: of `train.heads.config`.
       workdir: the run's folder.
       identity: JSON-like record of what the inputs are made of.
+      towers: parameters `image` and `text` that training starts from; {} where they are frozen.
 
     Returns:
       The trained parameters.
@@ -146,7 +152,7 @@ def train(task: FusionTask, inputs: Inputs, targets: Mapping[str, np.ndarray], c
     def build(config: ConfigDict) -> Job:
         process = (jax.process_index(), jax.process_count())
         batches = QuestionBatches(inputs, targets, config.batch, config.seed, process)
-        return Job(task, batches, None, config.steps, data, fields)
+        return Job(task, batches, None, config.steps, data, fields, jax.tree.map(np.asarray, towers))
 
     folder = loop.run(config, workdir, build) / "checkpoints"
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

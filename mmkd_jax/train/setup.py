@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ class Job:
       steps: number of updates in all.
       identity: hashes of all data that the run is made of.
       fields: of a batch, which go to the devices; the rest stays on the host.
+      given: parts of the parameters that start from these NumPy arrays instead of those of `task.init`.
     """
 
     task: Task
@@ -46,6 +48,7 @@ class Job:
     steps: int
     identity: dict[str, Any]
     fields: tuple[str, ...] = ("image", "text", "modality", "targets")
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer's files by name."""

@@ -76,7 +76,7 @@ def _given(config: ConfigDict, job: setup.Job, params: Any) -> Any:
     if config.init:
         logger.info("starts from checkpoint %s", config.init)
         return checkpoint.load_params(config.init, like, fresh=config.fresh)
-    given = {}
+    given = {name: _placed(values, like[name]) for name, values in job.given.items()}
     for tower in ("image", "text"):
         if config.towers[tower]:
             logger.info("%s tower starts from %s", tower, config.towers[tower])
