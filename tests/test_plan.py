@@ -174,6 +174,15 @@ def test_a_plan_is_printed_saved_and_kept(tmp_path, monkeypatch, capsys):
     assert len(asked) == 2
 
 
+def test_a_program_that_cannot_be_counted_is_refused(tmp_path, monkeypatch, capsys):
+    compiler(monkeypatch, {"none": 0.5})
+    monkeypatch.setitem(globals(), "PROGRAM", "HloModule cut\n")
+    code, _, error = planned(tmp_path, capsys, "--topology", "v5e:2x2", "--config.batch=8")
+    assert code == 2
+    assert "the step compiles (peak 1.00 GiB a device), but the program's text has no entry" in error
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_what_does_not_fit_says_what_to_try(tmp_path, monkeypatch, capsys):
     compiler(monkeypatch, {"none": 16.0, "dots": 9.0})
     code, out, _ = planned(tmp_path, capsys, "--topology", "v5e:2x2", "--config.batch=16")

@@ -14,6 +14,7 @@ from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.errors import InputError
 from mmkd_jax.planning import compile as compiling
 from mmkd_jax.planning import count, devices, estimate, findings, flops
+from mmkd_jax.planning.hlo import HloError
 from mmkd_jax.planning.topologies import Topology
 from mmkd_jax.specs import ModelSpec
 from mmkd_jax.train import setup
@@ -108,7 +109,10 @@ def _compiled(request: Request, mesh: Mapping[str, int], made: Mapping[str, Any]
         advice += [f"--config.accumulate={2 * config.accumulate}"]
         return {"fits": False, "needed": found.needed, "allowed": found.allowed or made["allowed"], "try": advice}
     allowed, peak = made["allowed"], found.memory["peak"] or found.memory["temp"] + found.memory["argument"]
-    totals = count.count(found.text, mesh)
+    try:
+        totals = count.count(found.text, mesh)
+    except HloError as error:
+        raise InputError(f"the step compiles (peak {peak / 2**30:.2f} GiB a device), but {error}") from error
     spent = estimate.seconds(totals, topology, mesh)
     pair = made["model"]["flops_of_pair"]
     per_device = pair * config.batch / math.prod(mesh.values())
