@@ -84,7 +84,7 @@ class MilTask:
     def encode(self, params: Params, extra: Any, batch: Batch, key: jax.Array, step: jax.Array) -> jax.Array:
         """Outputs of bags `bag` `[bags, patches, width]`, of which `size` int32 `[bags]` patches count."""
         mask = jnp.arange(batch["bag"].shape[1]) < batch["size"][:, None]
-        return mil.apply(params, scaled(params, batch["bag"]), mask, key=key, dropout=self.spec.dropout)[0]
+        return mil.apply(scaled(params), batch["bag"], mask, key=key, dropout=self.spec.dropout)[0]
 
     def objective(
         self, params: Params, features: jax.Array, batch: Batch, step: jax.Array
@@ -159,10 +159,17 @@ def filled_size(patches: int) -> int:
     return power * 3 // 4 if patches <= power * 3 // 4 and power > SMALLEST else power
 
 
-def scaled(params: Params, x: jax.Array) -> jax.Array:
-    """Features of unit variance, float32."""
-    norm = params["norm"]
-    return (x.astype(jnp.float32) - norm["mean"]) * jax.lax.rsqrt(norm["variance"] + 1e-12)
+def scaled(params: Params) -> Params:
+    """Parameters of `models.mil` for features as they are stored: scaling is made part of the first layer.
+
+    So no scaled copy of a bag is ever made. A feature that does not vary in training counts nothing.
+    """
+    norm, layer = jax.lax.stop_gradient(params["norm"]), params["embed"]
+    factor = jnp.where(norm["variance"] > 1e-10, jax.lax.rsqrt(jnp.maximum(norm["variance"], 1e-10)), 0.0)
+    kernel = factor[:, None] * layer["kernel"]
+    shift = jnp.matmul(norm["mean"], kernel, precision=jax.lax.Precision.HIGHEST)
+    rest = {name: value for name, value in params.items() if name != "norm"}
+    return rest | {"embed": {"kernel": kernel, "bias": layer["bias"] - shift}}
 
 
 def train(
@@ -208,8 +215,6 @@ def predict(params: Params, bags: Bags, rows: Sequence[int]) -> tuple[np.ndarray
 
     Bags are streamed: memory is that of one chunk.
     """
-    found = []
-    for row in rows:
-        pieces = (np.asarray(scaled(params, jnp.asarray(piece, jnp.float32))) for piece in bags.chunks(int(row)))
-        found.append(mil.pool(params, pieces))
+    params = scaled(params)
+    found = [mil.pool(params, bags.chunks(int(row))) for row in rows]
     return np.stack([outputs for outputs, _ in found]), [attention for _, attention in found]
