@@ -229,6 +229,8 @@ ENTRY %main (a: f32[2,4]) -> f32[16,4] {
     [
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", ("data",)),
         ("mesh['axis_0'=8] {'axis_0'}", ("data", "fsdp")),
+        ("mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_2'}", ("data",)),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}", ("fsdp",)),
         ("{{0,1},{2,3},{4,5},{6,7}}", ("fsdp",)),
         ("[2,4]<=[4,2]T(1,0)", ("data",)),
         ("[4,2]<=[8]", ("fsdp",)),

@@ -24,7 +24,8 @@ COLLECTIVES = (
 SILENT = {
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveDone", "AsyncCollectiveStart", "ConcatBitcast",
     "GatherScatterIndicesBitpacked", "NopReturnToken", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape",
-    "MoveToDevice", "MoveToHost", "annotate_device_placement", "X64Combine", "X64SplitLow", "X64SplitHigh",
+    "MoveToDevice", "MoveToHost", "SliceId", "ZeroCrop", "annotate_device_placement", "X64Combine", "X64SplitLow",
+    "X64SplitHigh",
 }  # fmt: skip
 
 
@@ -131,7 +132,7 @@ class _Counter:
 
     def _collective(self, where: Computation, one: Instruction, started: bool) -> collections.Counter:
         kind = one.opcode.removesuffix("-start")
-        axes = _axes(one.attributes, self.mesh)
+        axes = ("slices",) if kind == "send" else _axes(one.attributes, self.mesh)
         if kind in ("all-reduce", "reduce-scatter", "send"):  # what goes in: as large as what is exchanged
             names = one.operands[:1] if kind == "send" else one.operands
             arrays = [array for name in names for array in where[name].results]
@@ -213,10 +214,10 @@ def _group(attributes: str, devices: int) -> list[int] | None:
     """Numbers of the devices of the first group; None where they are not told."""
     if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return [int(found[1]), int(found[2])]
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{,]*\{([^}]*)\}", attributes):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        named = re.findall(r"'([^']+)'", found[2])
-        numbers = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        numbers = _listed_devices(found[2] or "", math.prod(sizes.values())).reshape(tuple(sizes.values()))
+        named = re.findall(r"'([^']+)'", found[3])
         chosen = tuple(slice(None) if name in named else 0 for name in sizes)
         return numbers[chosen].reshape(-1).tolist()
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
@@ -228,3 +229,12 @@ def _group(attributes: str, devices: int) -> list[int] | None:
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return [int(number) for number in found[1].split(",")]
     return list(range(devices)) if "replica_groups={}" in attributes else None
+
+
+def _listed_devices(text: str, count: int) -> np.ndarray:
+    """Device numbers `[count]` in the order that `[2,4]T(1,0)` says: counted up in that shape, then transposed."""
+    shape = re.match(r"\[([\d,]+)\](?:T\(([\d,]+))?", text)
+    if shape is None:
+        return np.arange(count)
+    numbers = np.arange(count).reshape([int(size) for size in shape[1].split(",")])
+    return (numbers.transpose([int(axis) for axis in shape[2].split(",")]) if shape[2] else numbers).reshape(-1)
