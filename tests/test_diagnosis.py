@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mmkd_jax.evals import diagnosis, diagnosis_study, results, studies
 from mmkd_jax.report import heatmap
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 COLOURS = {"red": (200, 40, 60), "green": (60, 190, 70), "blue": (50, 60, 200)}
 MADE = ("--config.made.positive=red", "--config.made.negative=('green', 'blue')", "--config.made.side=3")
 SIZES = ("--config.made.train=48", "--config.made.val=16", "--config.made.test=24")
@@ -64,7 +66,7 @@ def config(tmp_path_factory):
         "--config.heads.checkpoints=1",
         "--config.heads.lr=1e-2",
     ]
-    return configs.load("configs/diagnosis.py:made", asked)
+    return configs.load(f"{CONFIGS}/diagnosis.py:made", asked)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,7 @@ def scores(folder, models=("probe",), seed: int = 0, **heads) -> dict[str, dict]
     asked = [f"--config.root={folder}", f"--config.features={folder / 'features'}", f"--config.models={models!r}"]
     asked += [f"--config.heads.{name}={value}" for name, value in heads.items()]
     out = io.as_path(folder / f"out{seed}")
-    studies.run(configs.load("configs/diagnosis.py", asked), out, (), resamples=300, seed=seed)
+    studies.run(configs.load(f"{CONFIGS}/diagnosis.py", asked), out, (), resamples=300, seed=seed)
     return {(row["task"], row["metric"]): row for row in results.load(out / "results.json")}
 
 
@@ -227,7 +229,7 @@ def test_wrong_tables(tmp_path, change, message, capsys):
     if "two splits" in message:
         rows[1] = ["s1", "p1", "benign", "train"]
     write(tmp_path / "a", rows)
-    asked = ["eval", "--config", "configs/diagnosis.py", f"--config.root={tmp_path / 'a'}"]
+    asked = ["eval", "--config", f"{CONFIGS}/diagnosis.py", f"--config.root={tmp_path / 'a'}"]
     asked += [f"--config.features={tmp_path / 'a' / 'features'}", "--out", str(tmp_path / "out")]
     assert cli.main(asked) == 2
     said = capsys.readouterr().err.strip()
@@ -240,7 +242,7 @@ def test_wrong_tables(tmp_path, change, message, capsys):
 
 def test_wrong_questions(tmp_path, capsys):
     write(tmp_path, features(tmp_path, 24))
-    base = ["eval", "--config", "configs/diagnosis.py", "--out", str(tmp_path / "out")]
+    base = ["eval", "--config", f"{CONFIGS}/diagnosis.py", "--out", str(tmp_path / "out")]
     stored = f"--config.features={tmp_path / 'features'}"
     for more, message in (
         ([], "no folder of slides is given"),

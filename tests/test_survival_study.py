@@ -1,6 +1,7 @@
 """Survival studies as configs describe them: rows, predictions, page; leakage; wrong tables answer in one line."""
 
 import csv
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mmkd_jax.evals import results, studies, survival_heads, survival_study
 from mmkd_jax.evals.survival_curves import Outcomes
 from mmkd_jax.report import survival as page
 
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 COLUMNS = ("case_id", "cohort", "age", "is_female", "stage", "site", "fold", "months", "died", "slide_ids")
 KNOWN = {"BLCA": 0.63, "BRCA": 0.69, "COADREAD": 0.71, "HNSC": 0.56, "STAD": 0.57}  # said beside the tables
 
@@ -50,7 +52,7 @@ GENES = ("--config.tables=('genes=genes.csv',)", "--config.cox=('clinical', 'cli
 
 
 def run(folder, *more: str, seed: int = 0, resamples: int = 200):
-    config = configs.load("configs/survival.py", asked(folder, *more))
+    config = configs.load(f"{CONFIGS}/survival.py", asked(folder, *more))
     out = io.as_path(folder / f"out{seed}")
     return out, studies.run(config, out, (), resamples=resamples, seed=seed)
 
@@ -121,7 +123,7 @@ def test_features_of_slides_are_covariates_too(tmp_path):
     more = (f"--config.slides={folder / 'features'}", "--config.cox=('clinical', 'clinical+slides')")
     out, _ = run(folder, *more)
     assert {row["model"] for row in results.load(out / "results.json")} == {"cox: clinical", "cox: clinical+slides"}
-    cohort = survival_study.read(configs.load("configs/survival.py", asked(folder, *more)), "X")
+    cohort = survival_study.read(configs.load(f"{CONFIGS}/survival.py", asked(folder, *more)), "X")
     both = [np.load(folder / "features" / f"p7-{part}.npy") for part in "ab"]
     np.testing.assert_allclose(cohort.blocks["slides"][7], np.concatenate(both).mean(0), rtol=1e-5)
     assert cohort.bags.sizes[7] == sum(map(len, both))
@@ -153,7 +155,7 @@ def test_real_cohorts_through_a_config(name, mmkd_data, tmp_path):
     """Age, sex and stage on the published folds: within 0.02 of the C-index that comes with the tables."""
     more = [f"--config.root={mmkd_data / 'tcga_survival'}", f"--config.cohorts=('TCGA-{name}',)"]
     out = io.as_path(tmp_path)
-    studies.run(configs.load("configs/survival.py", more), out, (), resamples=100, seed=0)
+    studies.run(configs.load(f"{CONFIGS}/survival.py", more), out, (), resamples=100, seed=0)
     rows = {row["metric"]: row for row in results.load(out / "results.json")}
     assert abs(rows["c_index"]["value"] - KNOWN[name]) < 0.02
     assert rows["c_index"]["dataset"] == f"tcga.{name}"
@@ -197,7 +199,7 @@ def no_events_in_fold_2(rows):
 def test_wrong_studies_answer_in_one_line(tmp_path, capsys, change, more, message):
     folder = table(tmp_path / "a", 60, change=change)
     out = tmp_path / "out"
-    assert cli.main(["eval", "--config", "configs/survival.py", *asked(folder, *more), "--out", str(out)]) == 2
+    assert cli.main(["eval", "--config", f"{CONFIGS}/survival.py", *asked(folder, *more), "--out", str(out)]) == 2
     said = capsys.readouterr().err.strip()
     assert message in said
     assert len(said.splitlines()) == 1
