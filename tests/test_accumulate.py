@@ -130,6 +130,7 @@ def test_parts_that_a_mesh_cannot_divide_are_refused():
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1800)
 def test_one_device_takes_a_step_of_32768_pairs():
     """In micro-batches of 512 it needs a tenth of the memory, and the same gradient comes out."""
     n, gradients, memory = 32_768, {}, {}
