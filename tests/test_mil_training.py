@@ -83,6 +83,7 @@ def test_statistics_of_features_are_not_trained(learned):
     assert all(change > 0 for name, layer in moved.items() if name != "norm" for change in layer.values())
 
 
+@pytest.mark.full
 def test_going_on_gives_the_same_bits(learned, tmp_path):
     """A run whose last checkpoint is lost goes on from the one before; other bags in its folder are refused."""
     _, bags, _, _, _, targets = learned
@@ -134,6 +135,7 @@ def test_a_batch_is_the_bags_and_fits_few_shapes(learned):
     assert all(n <= tasks.filled_size(n) <= max(64, 1.5 * n) for n in range(1, 3000))
 
 
+@pytest.mark.full
 def test_hazards_are_learned():
     """Risk depends on the bags' first feature; permuted outcomes give chance."""
     rng = np.random.default_rng(0)
