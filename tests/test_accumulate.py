@@ -33,7 +33,11 @@ def named(tree):
 
 
 def found(config, mesh=None, seed=0):
-    """Loss, reports and gradients of the third step of a config, by name; dropout is keyed by `seed`."""
+    """Loss, reports and gradients of a step of a config, by name; dropout is keyed by `seed`.
+
+    Of the fourth batch: on the third the sums whose difference is the scale's gradient nearly cancel (0.23 of about 6),
+    and float32 does not hold what is left to the tolerance.
+    """
     return program(config, mesh)(jax.random.key(seed))
 
 
@@ -41,7 +45,7 @@ def program(config, mesh=None):
     """`found` of a key, compiled once."""
     job, mesh = setup.build(config), mesh or {"data": 1}
     mesh = sharding.make_mesh(mesh, jax.devices()[: math.prod(mesh.values())])
-    batch = {k: v for k, v in job.batches.batch(2).items() if k in job.fields}
+    batch = {k: v for k, v in job.batches.batch(3).items() if k in job.fields}
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params, extra = jax.device_put(job.task.init(jax.random.key(1)), whole)
     batch = sharding.global_batch(batch, mesh)
@@ -65,15 +69,11 @@ def undivided(case):
 
 
 def error(ours, theirs):
-    """The largest error, relative to the largest entry of each tree's gradients, or of each scalar.
-
-    A scale's gradient is the difference of two sums that are about as large as the logits (6 at most here, measured in
-    float64), and each is rounded: its error is taken relative to 1 where it is smaller than that itself.
-    """
+    """The largest error, relative to the largest entry of each tree's gradients, or of each scalar."""
     assert ours.keys() == theirs.keys()
     largest = max(np.abs(x).max() for name, x in theirs.items() if "/" in name and not name.startswith("loss/"))
-    least = lambda name: 1.0 if name.endswith("_scale") else 1e-3 * largest  # noqa: E731
-    return max(np.abs(ours[name] - x).max() / max(np.abs(x).max(), least(name)) for name, x in theirs.items())
+    scale = lambda x: max(np.abs(x).max(), 1e-3 * largest)  # noqa: E731
+    return max(np.abs(ours[name] - x).max() / scale(x) for name, x in theirs.items())
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_one_device_takes_a_step_of_32768_pairs():
     for count in (1, 64):
         changes = f"--config.accumulate={count}", "--config.loss.form=ring", f"--config.batch={count}"
         job = setup.build(tiny.stage1(*SMALL, *changes))
-        text = jax.tree.map(lambda x: np.resize(x, (n, *x.shape[1:])), job.batches.batch(0)["text"])
+        text = jax.tree.map(lambda x: np.resize(x, (n, *x.shape[1:])), job.batches.batch(3)["text"])
         params, extra = job.task.init(jax.random.key(1))
         step = lambda params, batch: accumulate.value_and_grad(job.task, params, extra, batch, jax.random.key(0), 0)  # noqa: B023, E731
         program = jax.jit(step).lower(params, {"image": image, "text": text}).compile()
