@@ -2,8 +2,8 @@
 # Sets up and runs the tests: bash launch/test.sh [pytest arguments]    (--full adds the long ones)
 #
 # torch, open_clip, timm and torchmetrics are references that some tests compare with; those tests skip, with the
-# reason, where no CPU build of torch is on offer. MMKD_TORCH_INDEX=URL names an index of CPU wheels; MMKD_TORCH=any takes a CUDA build
-# (gigabytes), MMKD_TORCH=no none at all. MMKD_DATA=DIR adds the tests on real data.
+# reason, where no CPU build of torch is on offer. MMKD_TORCH_INDEX=URL names an index of CPU wheels; MMKD_TORCH=any
+# takes a CUDA build (gigabytes), MMKD_TORCH=no none at all. MMKD_DATA=DIR adds the tests on real data.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/launch/setup.sh" demo test
