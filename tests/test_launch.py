@@ -222,8 +222,8 @@ def test_words_reach_a_pod_as_they_were_given(fake, tmp_path):
 def test_words_reach_a_slurm_task_as_they_were_given(fake, tmp_path):
     fake("sbatch", 'while [[ $1 == -* ]]; do shift; done; exec bash "$@"')
     fake("srun", f'echo "$1" >>{tmp_path}/srun; shift; "$@"')
-    fake("mmkd", SHOW)
-    done = call("launch/slurm.sh", "submit", "--gres=gpu:1", "--", "mmkd", ODD, "a  b", SLURM_CPUS_PER_TASK="")
+    fake("show", SHOW)
+    done = call("launch/slurm.sh", "submit", "--gres=gpu:1", "--", "show", ODD, "a  b", SLURM_CPUS_PER_TASK="")
     assert done.stdout == f"[{ODD}]\n[a  b]\n"
     assert (tmp_path / "srun").read_text() == "--kill-on-bad-exit=1\n"
 

@@ -461,7 +461,10 @@ def undisturbed(tmp_path_factory):
     return sweep, str(root / "toy.py")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+LONG = [pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, *LONG])
 def test_a_sweep_killed_twice_ends_in_the_table_of_an_undisturbed_one(undisturbed, tmp_path, number):
     whole, address = undisturbed
     sweep = Sweep(address, tmp_path / "killed")

@@ -34,7 +34,7 @@ def stored(features, tower) -> np.ndarray:
     """All stored vectors of a tower, over views or captions, float64 `[n, width]`."""
     count = features.manifest["pairs"]["rows"]
     blocks = range(-(-count // features.manifest["block"]))
-    parts = [getattr(features._read_block(i), tower).reshape(-1, features.width) for i in blocks]
+    parts = [getattr(features.blocks.read(i), tower).reshape(-1, features.width) for i in blocks]
     return np.concatenate(parts).astype(np.float64)
 
 

@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="webdataset, jsonl, csv, folders, parquet, medmnist, tfds, sample, mmkd_release, a module, "
+        help="webdataset, jsonl, csv, folders, named, parquet, medmnist, tfds, sample, mmkd_release, a module, "
         "or a described set",
     )
     parser.add_argument("--input", nargs="+", default=[], action="extend", metavar="PATH", help="what the source reads")
