@@ -13,7 +13,7 @@ import pytest
 from mmkd_jax import tokenizers
 from mmkd_jax.models import towers
 from mmkd_jax.models.dual_encoder import DualEncoder
-from mmkd_jax.specs import ModelSpec, TextTower, TokenizerSpec
+from mmkd_jax.specs import ImageTower, ModelSpec, Preprocess, TextTower, TokenizerSpec
 
 torch = pytest.importorskip("torch", reason="torch, the reference, is not installed")
 TOLERANCE = 2e-5
@@ -37,7 +37,10 @@ def folder() -> pathlib.Path:
 def features(folder, **changes):
     """Hidden states at [CLS] by our tower, float32 `[texts, 384]`, and the tokens."""
     sizes = {"width": 384, "layers": 6, "heads": 12, "mlp_width": 1536, "vocab_size": 30522, "positions": 512}
-    spec = ModelSpec(name="real", text=TextTower(context=64, **{**sizes, **changes}))
+    image = ImageTower(width=32, layers=1, heads=2, patch=8, image_size=16)  # of no account here
+    spec = ModelSpec(
+        name="real", image=image, preprocess=Preprocess(size=16), text=TextTower(context=64, **{**sizes, **changes})
+    )
     tokens = tokenizers.load(TokenizerSpec("wordpiece"), folder, context=64, vocab_size=30522)(TEXTS)
     begun = DualEncoder(spec).init(jax.random.key(0))["text"]  # the projection, which a bare BERT has not
     params = {"text": {**begun, **towers.read(folder / "model.safetensors", spec, "text", fresh=("/projection/",))}}
@@ -45,6 +48,7 @@ def features(folder, **changes):
         return np.asarray(DualEncoder(spec).encode_text(params, tokens, projected=False)), tokens
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_trained_bert_computes_the_same(folder):
     from transformers import AutoTokenizer, BertModel
 
