@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from mmkd_jax import io
 from mmkd_jax.errors import InputError
@@ -85,7 +86,7 @@ def read(path: str | os.PathLike, spec: ModelSpec, tower: str, *, fresh: Sequenc
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(f"{path} does not fit the {tower} tower of {spec.name}: {'; '.join(problems[:3])}{more}")
-    return _nested(values, tower)
+    return unflatten_dict({path.removeprefix(f"{tower}/"): value for path, value in values.items()}, sep="/")
 
 
 def _recognise(tensors: Tensors, spec: ModelSpec, tower: str) -> tuple[list[Entry], Tensors]:
@@ -135,14 +136,3 @@ def _shape(shapes: Params, path: str) -> tuple[int, ...]:
     for name in path.split("/"):
         shapes = shapes[name]
     return shapes.shape
-
-
-def _nested(values: dict[str, np.ndarray], tower: str) -> Params:
-    tree: Params = {}
-    for path, value in values.items():
-        *parents, last = path.removeprefix(f"{tower}/").split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return tree

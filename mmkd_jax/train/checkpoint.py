@@ -25,10 +25,10 @@ from mmkd_jax.specs import ModelSpec
 from mmkd_jax.train.checksums import checksums, path_of
 from mmkd_jax.train.commits import COMMIT, FOLDER, find, one_line, reading
 from mmkd_jax.train.retention import Retention
-from mmkd_jax.train.stored import SCHEMA, averaged, load_meta, load_params, nested, stored, sums, verify
+from mmkd_jax.train.stored import SCHEMA, averaged, load_meta, load_params, stored, sums, verify
 
 __all__ = [
-    "Checkpoints", "averaged", "describe", "find", "load_meta", "load_params", "nested", "path_of", "stored", "sums",
+    "Checkpoints", "averaged", "describe", "find", "load_meta", "load_params", "path_of", "stored", "sums",
     "tokenizer_files",
 ]  # fmt: skip
 
@@ -63,12 +63,15 @@ class Checkpoints:
         self._folder = io.as_path(workdir) / FOLDER
         self._minutes = minutes
         self._saved_at = time.monotonic()
-        self._failures = 0
+        self._failures: list[str] = []  # why each attempt failed, since the last that did not
         self._pending: tuple[Any, ...] | None = None  # the save that is under way, or has failed
         self._writing = False
         atomicity = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
         options = ocp.CheckpointManagerOptions(
             enable_async_checkpointing=True,
+            # Folders are made before the write begins: where making one fails in the background, its threads wait
+            # minutes for a folder that never comes, and the process does not end before them.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             best_fn=lambda scalars: 0.0,  # only so that scalars are stored; what stays is decided here
             atomicity_options=atomicity,
         )
@@ -94,7 +97,7 @@ class Checkpoints:
             return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer))) if self._minutes else False
         if self._writing and not self._manager.is_saving_in_progress():
             self._settle()
-        return answer or (self._failures > 0 and age >= PAUSES[self._failures - 1])
+        return answer or bool(self._failures and age >= PAUSES[len(self._failures) - 1])
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], scalars: Mapping[str, float] | None = None) -> None:
         """Starts to write; what failed earlier is tried again with this state, and raised after the last attempt.
@@ -132,7 +135,7 @@ class Checkpoints:
     def back(self, step: int) -> int:
         """Deletes what is newer than the last regular checkpoint before `step`; returns that one's step, 0 if none."""
         self._settle()
-        self._pending, self._failures = None, 0  # what could not be written is not to be any more
+        self._pending, self._failures = None, []  # what could not be written is not to be any more
         to = max((saved for saved in self.steps() if saved < step and self.due(saved)), default=0)
         self._delete([saved for saved in self.steps() if saved > to])
         return to
@@ -150,7 +153,7 @@ class Checkpoints:
         try:
             self._settle()
             while self._failures and self._alive():
-                time.sleep(PAUSES[self._failures - 1])
+                time.sleep(PAUSES[len(self._failures) - 1])
                 self._start()
                 self._settle()
             if not self._failures:
@@ -177,17 +180,19 @@ class Checkpoints:
         except (ValueError, OSError, RuntimeError) as error:
             self._failed(error)
         else:
-            self._pending, self._failures = None, 0
+            self._pending, self._failures = None, []
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             raise error  # of the devices, or of a process that is gone: nothing is wrong with the storage
-        self._failures += 1
+        self._failures.append(one_line(error))
         step, good = self._pending[0], self.latest()
-        message = f"checkpoint {step} of {self._folder.parent} could not be written ({one_line(error)})"
-        if self._failures > len(PAUSES) or jax.process_count() > 1:
+        # What failed first is the cause; later attempts may also stumble over what it left.
+        why = "; then: ".join(dict.fromkeys((self._failures[0], self._failures[-1])))
+        message = f"checkpoint {step} of {self._folder.parent} could not be written ({why})"
+        if len(self._failures) > len(PAUSES) or jax.process_count() > 1:
             kept = "there is none yet" if good is None else f"the last good one is {self._folder / str(good)}"
-            raise InputError(f"{message}, attempt {self._failures}; {kept}; the same command continues") from error
+            raise InputError(f"{message}, attempt {len(self._failures)}; {kept}; the same command continues") from error
         logger.warning("%s; another attempt follows", message)
 
     def _alive(self) -> bool:

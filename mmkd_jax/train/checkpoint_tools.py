@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax.traverse_util import unflatten_dict
 
 from mmkd_jax import io, licences
 from mmkd_jax.errors import InputError
@@ -125,7 +126,7 @@ def averaged(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> epat
     inherited = {what: licence for meta in metas for what, licence in licences.of_checkpoint(meta).items()}
     about = {"average": [os.fspath(folder) for folder in folders], "inherited": inherited}
     saver = checkpoint.Checkpoints(out)
-    saver.save(step, {"params": checkpoint.nested(mean)}, {**metas[-1], **about})
+    saver.save(step, {"params": unflatten_dict(mean, sep="/")}, {**metas[-1], **about})
     saver.close()
     return out / FOLDER / str(step)
 
@@ -137,7 +138,7 @@ def parameters(path: str | os.PathLike) -> dict[str, np.ndarray]:
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
         for name, (shape, dtype) in checkpoint.stored(path).items()
     }
-    flat = jax.tree_util.tree_flatten_with_path(checkpoint.load_params(path, checkpoint.nested(like)))[0]
+    flat = jax.tree_util.tree_flatten_with_path(checkpoint.load_params(path, unflatten_dict(like, sep="/")))[0]
     return {checkpoint.path_of(place): np.asarray(leaf) for place, leaf in flat}
 
 

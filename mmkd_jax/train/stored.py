@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from mmkd_jax.errors import InputError
 from mmkd_jax.train.checksums import differing, path_of
@@ -78,7 +79,7 @@ def load_params(path: str | os.PathLike, like: Any, *, fresh: Sequence[str] = ()
                 f"parameter {name} is {shape} in checkpoint {folder}, the model wants {wanted[name].shape}"
             )
     root = MEAN if averaged(folder) else "params"
-    tree = {root: nested({name: leaf for name, leaf in wanted.items() if name in there})}
+    tree = {root: unflatten_dict({name: leaf for name, leaf in wanted.items() if name in there}, sep="/")}
     args = ocp.args.PyTreeRestore(
         item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
     )
@@ -87,18 +88,6 @@ def load_params(path: str | os.PathLike, like: Any, *, fresh: Sequence[str] = ()
         restored = checkpointer.restore(folder / "state", args=args)
         verify(restored, meta)
     return restored[root]
-
-
-def nested(named: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict from leaves by path."""
-    tree: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        place = tree
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = leaf
-    return tree
 
 
 def verify(restored: Any, meta: Mapping[str, Any]) -> None:
