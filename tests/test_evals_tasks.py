@@ -716,3 +716,5 @@ def test_the_pixel_floor_takes_part_where_nothing_is_asked_in_words(pairs, tmp_p
     tasks = ["zeroshot", "linear_probe"]
     rows = base.run(PixelFloor(), pairs, base.sets_of(pairs), tmp_path, tasks=tasks, bootstrap=20)
     assert {(row["model"], row["task"]) for row in rows} == {("floor:pixels", "linear_probe")}
+    with pytest.raises(InputError, match=r"floor:pixels takes part in linear_probe, knn, .* only; ask for one"):
+        base.run(PixelFloor(), pairs, base.sets_of(pairs), tmp_path, tasks=["zeroshot"])

@@ -227,10 +227,11 @@ def test_the_largest_batch_is_found_from_above(tmp_path, monkeypatch, capsys):
 )
 def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, words, says):
     compiler(monkeypatch, {"none": 0.001})
-    code, _, error = planned(tmp_path, capsys, *words)
+    code, _, error = planned(tmp_path / "plans", capsys, *words)
     assert code == 2
     assert says in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "plans").exists()
 
 
 @pytest.mark.parametrize(

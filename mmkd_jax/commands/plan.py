@@ -41,20 +41,22 @@ def run(args: argparse.Namespace) -> None:
     config, topology = configs.load(args.config, args.overrides), topologies.find(args.topology)
     teachers = _teachers(config, args.teachers) if config.task == "distill" else {}
     _positive(args)
-    out = io.make_workdir(args.out)
-    request = plan.Request(
-        config, topology, teachers, out / "compiled", args.limit, pairs=args.pairs, text_tokens=args.text_tokens
-    )
-    made = plan.make(request)
-    print("\n".join(page.lines(made)), flush=True)
     if args.largest_batch:
-        say = lambda text: print(text, flush=True)  # noqa: E731
-        made["largest"] = [plan.largest_batch(request, remat, say) for remat in plan.REMATS]
-        for one in made["largest"]:
-            print(f"largest batch, remat {one['remat']}: {one['batch'] or 'none'} fits, {one['below']} does not")
-    slices = f"{config.mesh.slices}x" if config.mesh.slices > 1 else ""
-    name = f"{config.name}-{slices}{topology.name.replace(':', '-')}"
-    print(f"saved {plan.save(made, out, name)}")
+        plan.memory(topology)  # refused before anything is compiled
+    with io.workdir(args.out) as out:
+        request = plan.Request(
+            config, topology, teachers, out / "compiled", args.limit, pairs=args.pairs, text_tokens=args.text_tokens
+        )
+        made = plan.make(request)
+        print("\n".join(page.lines(made)), flush=True)
+        if args.largest_batch:
+            say = lambda text: print(text, flush=True)  # noqa: E731
+            made["largest"] = [plan.largest_batch(request, remat, say) for remat in plan.REMATS]
+            for one in made["largest"]:
+                print(f"largest batch, remat {one['remat']}: {one['batch'] or 'none'} fits, {one['below']} does not")
+        slices = f"{config.mesh.slices}x" if config.mesh.slices > 1 else ""
+        name = f"{config.name}-{slices}{topology.name.replace(':', '-')}"
+        print(f"saved {plan.save(made, out, name)}")
 
 
 def _positive(args: argparse.Namespace) -> None:

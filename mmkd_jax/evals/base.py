@@ -165,6 +165,8 @@ def one_by_one(
     modules = find(tasks)
     if served := getattr(encoder, "tasks", None):
         modules = {task: module for task, module in modules.items() if task in served}
+        if not modules:
+            raise InputError(f"{encoder.name} takes part in {', '.join(served)} only; ask for one of them with --tasks")
     if len({s.name for s in sets}) < len(sets):
         raise InputError("two evaluation sets have the same name; rename one")
     if isinstance(encoder, FeatureFolder):

@@ -164,14 +164,24 @@ def _unit(request: Request) -> int:
     return mesh["data"] * mesh["fsdp"] * request.config.accumulate
 
 
+def memory(topology: Topology) -> int:
+    """Bytes that a device of the topology has.
+
+    Raises:
+      InputError: it is made of CPU devices, which share the host's.
+    """
+    allowed = getattr(devices.of_kind(topology.kind), "memory", None)
+    if allowed is None:
+        raise InputError(f"nothing limits the memory of {topology.name}; name a topology of TPUs")
+    return allowed
+
+
 def largest_batch(request: Request, remat: str, say: Callable[[str], None]) -> dict[str, Any]:
     """The largest batch that fits under a remat policy, by bisection from above, to an eighth; each compile is told.
 
     What is far too large is refused in seconds, what fits takes minutes: so the search comes from above.
     """
-    unit, allowed = _unit(request), getattr(devices.of_kind(request.topology.kind), "memory", None)
-    if allowed is None:
-        raise InputError(f"nothing limits the memory of {request.topology.name}; name a topology of TPUs")
+    unit, allowed = _unit(request), memory(request.topology)
     tried = []
 
     def fits(number: int) -> bool:

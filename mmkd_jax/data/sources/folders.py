@@ -35,10 +35,7 @@ def records(
     """
     for root, split, folder in _parts(inputs, named or {}):
         for of_class in _folders(folder):
-            for path in below(of_class):
-                key = path.relative_to(root).as_posix()
-                if path.suffix.lower() not in SUFFIXES or (skip and _found(skip, key)):
-                    continue
+            for key, path in pictures(of_class, root, skip):
                 data = picture(path)
                 if isinstance(data, Skipped):
                     yield Skipped(key, data.reason)
@@ -57,6 +54,14 @@ def classes(
     for root, _split, folder in _parts(inputs, named or {}):
         found.setdefault(name or root.name, set()).update(of_class.name for of_class in _folders(folder))
     return {here: sorted(names) for here, names in found.items()}
+
+
+def pictures(folder, root, skip: str = "") -> Iterator[tuple[str, Any]]:
+    """Key (the path below `root`) and path of every picture in a folder whose key `skip` does not find."""
+    for path in below(folder):
+        key = path.relative_to(root).as_posix()
+        if path.suffix.lower() in SUFFIXES and not (skip and _found(skip, key)):
+            yield key, path
 
 
 def _parts(inputs: Sequence[str], by_name: Mapping[str, str]) -> list[tuple]:

@@ -7,8 +7,8 @@ from typing import Any
 from mmkd_jax import io
 from mmkd_jax.data import splits
 from mmkd_jax.data.sources import Skipped, SourceRecord
-from mmkd_jax.data.sources.folders import SUFFIXES
-from mmkd_jax.data.sources.tables import below, picture
+from mmkd_jax.data.sources.folders import pictures
+from mmkd_jax.data.sources.tables import picture
 from mmkd_jax.errors import InputError
 
 
@@ -33,10 +33,7 @@ def records(
     for root in map(io.as_path, inputs):
         if not root.is_dir():
             raise InputError(f"{root} is not a folder; give one that holds the pictures")
-        for path in below(root):
-            key = path.relative_to(root).as_posix()
-            if path.suffix.lower() not in SUFFIXES or (skip and re.search(skip, key)):
-                continue
+        for key, path in pictures(root, root, skip):
             data = picture(path)
             if isinstance(data, Skipped):
                 yield Skipped(key, data.reason)
@@ -52,8 +49,7 @@ def classes(
     inputs: Sequence[str], *, label: str = "", name: str = "", skip: str = "", **_: Any
 ) -> dict[str, list[str]]:
     """Classes as the names say them, sorted."""
-    keys = [path.relative_to(root).as_posix() for root in map(io.as_path, inputs) for path in below(root)]
-    keys = [key for key in keys if key.lower().endswith(SUFFIXES) and not (skip and re.search(skip, key))]
+    keys = [key for root in map(io.as_path, inputs) for key, _ in pictures(root, root, skip)]
     return {name or io.as_path(inputs[0]).name: sorted({found(label, key, "label") for key in keys})}
 
 
