@@ -62,7 +62,9 @@ print("foreign:", sorted(name for name in {FOREIGN} if name in sys.modules))
 """
 
 
-@pytest.mark.parametrize("before", ["", BLOCK], ids=["as installed", "foreign packages blocked"])
+@pytest.mark.parametrize(
+    "before", ["", pytest.param(BLOCK, marks=pytest.mark.full)], ids=["as installed", "foreign packages blocked"]
+)
 def test_training_needs_and_loads_no_foreign_framework(before, tmp_path):
     """A whole run of stage 2, with its metrics and checkpoints, by the command line in a process of its own."""
     import train_fixtures as tiny
