@@ -113,7 +113,8 @@ def ours(task, batch, inputs, step=0):
 class Reference:
     """The three losses, written from the formulas; `wrong` names a mistake to make, as a negative control."""
 
-    def __init__(self, batch, wrong: str = ""):
+    def __init__(self, batch, wrong: str = "", smooth_l1: float = 0.0):
+        self.smooth_l1 = smooth_l1
         self.torch = pytest.importorskip("torch", reason="torch is the reference of the losses")
         self.batch, self.wrong = batch, wrong
         self.stored = {
@@ -212,7 +213,7 @@ class Reference:
         return self.task(inputs) + feature + affinity
 
     def own_space(self, inputs, name, i):
-        """1 - cosine to the centred target, mean of both towers."""
+        """1 - cosine to the centred target, mean of both towers; beside it smooth-L1 to that target at unit norm."""
         total = 0.0
         for tower in ("image", "text"):
             mean = self.tensor(getattr(self.teachers[name], f"{tower}_mean"))
@@ -220,7 +221,9 @@ class Reference:
             goal = goal if self.wrong == "uncentred" else goal - mean
             head = inputs["heads"][name]["image" if self.wrong == "one head for both towers" else tower]
             said = inputs[tower][i] @ head["kernel"] + head["bias"]
-            total = total + 0.5 * (1 - said @ goal / (said.norm() * goal.norm()))
+            near = self.torch.nn.functional.smooth_l1_loss(said, goal if self.wrong == "long" else goal / goal.norm())
+            cosine = 1 - said @ goal / (said.norm() * goal.norm())
+            total = total + 0.5 * ((1 - self.smooth_l1) * cosine + self.smooth_l1 * near)
         return total
 
     def run(self, recipe, inputs, **given):
@@ -243,11 +246,12 @@ def error(value, reference) -> float:
     return np.max(np.abs(value - reference)) / max(np.max(np.abs(reference)), 1e-30)
 
 
-def errors(recipe, wrong="", **given) -> float:
+def errors(recipe, wrong="", smooth_l1=0.0, **given) -> float:
     """The largest relative error of the loss and of each gradient."""
     batch, inputs = make_batch(), make_inputs(recipe)
-    (value, _), grads = ours(usual(recipe), batch, inputs)
-    reference, expected = Reference(batch, wrong).run(recipe, inputs, **given)
+    task = make_task(dataclasses.replace(RECIPES[recipe], smooth_l1=smooth_l1)) if smooth_l1 else usual(recipe)
+    (value, _), grads = ours(task, batch, inputs)
+    reference, expected = Reference(batch, wrong, smooth_l1).run(recipe, inputs, **given)
     found = [error(value, reference)]
     for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
         other = expected
@@ -313,6 +317,11 @@ def test_plus_equals_torch():
 )
 def test_plus_differs_from_what_is_wrong(wrong):
     assert errors("plus", wrong) > 100 * TOLERANCE
+
+
+def test_smooth_l1_takes_its_share_of_the_feature_loss():
+    assert errors("plus", smooth_l1=0.5) <= TOLERANCE
+    assert errors("plus", "long", smooth_l1=0.5) > 100 * TOLERANCE  # to targets not of unit norm
 
 
 def test_reports_are_the_unweighted_parts():
@@ -392,6 +401,8 @@ def test_masked_feature_distillation_regresses_from_the_masked_picture_alone():
     [
         ({"teacher_drop": 0.5}, "recipe teacher_drop has no meaning for target random"),
         ({"target": "heads", "teacher_drop": 1.5}, "recipe teacher_drop is 1.5"),
+        ({"smooth_l1": 0.5}, "recipe smooth_l1 has no meaning for target random"),
+        ({"target": "heads", "smooth_l1": -0.5}, "recipe smooth_l1 is -0.5, not a share"),
         ({"target": "heads", "mask": 0.5}, "recipe mask has no meaning for target heads"),
         ({"mask": 1.0}, "the share of patches to drop is 1.0"),
     ],

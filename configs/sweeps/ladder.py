@@ -51,6 +51,7 @@ BESIDE = {
     "plus+teacher_drop": {"recipe.teacher_drop": 0.5},
     "plus+soft_routing": {"route": "soft"},
     "plus+mlp_heads": {"recipe.head": "mlp"},
+    "plus+smooth_l1": {"recipe.smooth_l1": 0.5},
     "plus+sigmoid": {"loss.task": "sigmoid"},
     "plus+half_patches": {"patches.drop": 0.5},
     "plus+ema": {"ema": 0.95},

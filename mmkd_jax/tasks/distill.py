@@ -39,6 +39,8 @@ class Recipe:
       head: `linear` or `mlp`.
       teacher_drop: of each sample's teachers the hardest stays in the feature loss, each other is left out with this
         chance (`heads` only).
+      smooth_l1: the share of smooth-L1 in the feature loss of `heads`, the rest being 1 - cosine; UNIC has 0.5
+        (arXiv 2408.05088).
       mask: the feature loss of `random` and `mean` looks at pictures without this share of their patches, masked
         feature distillation (CLIP-KD eq. 12, where it is 0.75); 0: at whole ones.
     """
@@ -53,6 +55,7 @@ class Recipe:
     centre: bool = False
     head: str = "linear"
     teacher_drop: float = 0.0
+    smooth_l1: float = 0.0
     mask: float = 0.0
 
     def __post_init__(self):
@@ -60,9 +63,10 @@ class Recipe:
             raise InputError(f"recipe target {self.target!r}: {near(self.target, ('random', 'mean', 'heads'))}")
         if self.head not in heads.KINDS:
             raise InputError(f"recipe head {self.head!r}: {near(self.head, heads.KINDS)}")
-        if not 0.0 <= self.teacher_drop <= 1.0:
-            raise InputError(f"recipe teacher_drop is {self.teacher_drop}, not a chance between 0 and 1")
-        for name, where in (("teacher_drop", ("heads",)), ("mask", ("random", "mean"))):
+        for name, what in (("teacher_drop", "chance"), ("smooth_l1", "share")):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InputError(f"recipe {name} is {getattr(self, name)}, not a {what} between 0 and 1")
+        for name, where in (("teacher_drop", ("heads",)), ("smooth_l1", ("heads",)), ("mask", ("random", "mean"))):
             if getattr(self, name) and self.target not in where:
                 raise InputError(f"recipe {name} has no meaning for target {self.target}; it is for {', '.join(where)}")
 
@@ -190,7 +194,7 @@ class DistillTask(ClipTask):
             stored, weight = batch["targets"][teacher.name], weights[teacher.name]
             share, of_feature = jnp.sum(weight) / taught, heard[teacher.name]
             inputs = own[teacher.name]._replace(weight=of_feature)
-            feature = feature + jnp.sum(of_feature) / taught * losses.cosine(inputs)
+            feature = feature + jnp.sum(of_feature) / taught * self._distance(inputs)
             if self.recipe.affinity_weight:
                 # The teacher's own affinities: uncentred, since its temperature belongs to those.
                 told = normalise(stored["image"]), normalise(stored["text"])
@@ -201,6 +205,12 @@ class DistillTask(ClipTask):
         if self.recipe.affinity_weight:
             parts["affinity"] = (self.recipe.affinity_weight, affinity)
         return parts
+
+    def _distance(self, inputs: Inputs) -> jax.Array:
+        """The feature loss in one teacher's own space."""
+        share = self.recipe.smooth_l1
+        loss = (1.0 - share) * losses.cosine(inputs)
+        return loss + share * losses.smooth_l1(inputs) if share else loss
 
     def _in_own_space(self, teacher: targets.TeacherTarget, params: Params, features: Features, batch: Batch) -> Inputs:
         """What the student says through a teacher's heads, and the teacher's targets."""
