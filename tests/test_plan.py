@@ -1,8 +1,11 @@
 """Plans: which topologies there are, what a compiled step comes to, what is said when it cannot be done."""
 
 import json
+import os
+import select
 import subprocess
 
+import processes
 import pytest
 import train_fixtures as tiny
 
@@ -261,6 +264,27 @@ def test_a_compiler_that_fails_is_told_and_not_kept(tmp_path, monkeypatch, how, 
         with pytest.raises(InputError, match=says) as caught:
             compile.step({"batch": 8}, topology, {}, io.as_path(tmp_path), 0.5)
         assert "\n" not in str(caught.value)
+
+
+WAIT = """
+import sys
+from etils import epath
+from mmkd_jax.planning import compile, topologies
+compile._run(epath.Path(sys.argv[1]), topologies.find("cpu:1"), 5)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_compiler_ends_with_the_plan_that_started_it(tmp_path):
+    """Its request is a pipe that nothing is written to: it waits there, as it would compile, when the plan is killed."""
+    os.mkfifo(tmp_path / "request.json")
+    plan_ = processes.start(["-c", WAIT, str(tmp_path)])
+    with (tmp_path / "request.json").open("wb") as request:  # opens once the compiler reads
+        poll = select.poll()
+        poll.register(request, select.POLLERR)
+        assert not poll.poll(0)
+        plan_.kill()
+        assert poll.poll(60_000)  # nobody reads any more
 
 
 def test_a_page_shows_a_plan_that_does_not_fit():

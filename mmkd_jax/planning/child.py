@@ -1,12 +1,15 @@
 """The process that compiles: one step of one config for one topology, then it is gone.
 
-    python -m mmkd_jax.planning.child REQUEST.json FOLDER
+    python -m mmkd_jax.planning.child PARENT REQUEST.json FOLDER
 
-It leaves `program.txt.gz` and `memory.json` in FOLDER, or `failure.json` that says what was wrong.
+It leaves `program.txt.gz` and `memory.json` in FOLDER, or `failure.json` that says what was wrong. PARENT is the number
+of the process that waits for it: when that is gone, however it ended, so is this one.
 """
 
+import ctypes
 import gzip
 import os
+import signal
 import sys
 import time
 
@@ -19,10 +22,12 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "HF_HUB_OFFLINE": "1",
 }
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the signal that the kernel sends when the parent is gone
 
 
-def main(request_file: str, folder: str) -> None:
+def main(parent: str, request_file: str, folder: str) -> None:
     """Compiles what the request says."""
+    _die_with(int(parent))
     from mmkd_jax import io
     from mmkd_jax.errors import InputError
 
@@ -61,6 +66,14 @@ def compiled(request: dict) -> tuple[dict, str]:
     memory["peak"] = int(getattr(stats, "peak_memory_in_bytes", 0))
     memory |= {"lower_seconds": middle - start, "compile_seconds": time.time() - middle, "jax": jax.__version__}
     return memory, found.as_text()
+
+
+def _die_with(parent: int) -> None:
+    """Asks the kernel to end this process with its parent, which a compiler at work would not notice; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != parent:  # it was gone before
+            sys.exit(1)
 
 
 def _devices(topology: dict, slices: int) -> list:

@@ -113,7 +113,8 @@ def _sources() -> str:
 
 def _run(folder: epath.Path, topology: Topology, minutes: float) -> None:
     """Runs the child; afterwards there is a result or a failure in `folder`."""
-    command = [sys.executable, "-m", "mmkd_jax.planning.child", os.fspath(folder / "request.json"), os.fspath(folder)]
+    words = [str(os.getpid()), os.fspath(folder / "request.json"), os.fspath(folder)]
+    command = [sys.executable, "-m", "mmkd_jax.planning.child", *words]
     root = os.fspath(pathlib.Path(mmkd_jax.__file__).parent.parent)
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     start = time.time()
