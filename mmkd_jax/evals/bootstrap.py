@@ -7,7 +7,7 @@ every resample is a matrix product or one sort, and equals, number for number, w
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,7 +25,16 @@ class Estimate:
     replicates: np.ndarray
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval; resamples in which the metric does not exist are left out."""
+        """Percentile interval; resamples in which the metric does not exist are left out.
+
+        Raises:
+          InputError: it exists in none.
+        """
+        if np.isnan(self.replicates).all():
+            raise InputError(
+                f"none of {len(self.replicates)} resamples has this number, so that there is no interval; there are "
+                "too few cases or events: use more resamples (--bootstrap), or more cases"
+            )
         tail = 50 * (1 - level)
         low, high = np.nanpercentile(self.replicates, [tail, 100 - tail])
         return float(low), float(high)
@@ -227,6 +236,12 @@ def mean_over_seeds(estimates: Sequence[Estimate], seed: int = 0) -> Estimate:
     drawn = np.random.default_rng(seed).integers(k, size=(len(cases), k))
     spread = (values[drawn].mean(axis=1) - values.mean()) * np.sqrt(k / max(k - 1, 1))
     return Estimate(float(values.mean()), cases + spread)
+
+
+def undefined(estimates: Mapping[str, Estimate]) -> dict[str, int]:
+    """By metric, in how many resamples it does not exist, so that its interval is over the others; where it is any."""
+    found = {name: int(np.isnan(one.replicates).sum()) for name, one in estimates.items()}
+    return {name: count for name, count in found.items() if count}
 
 
 def _one_hot(labels, predictions) -> tuple[np.ndarray, np.ndarray]:
