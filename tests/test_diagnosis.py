@@ -95,6 +95,9 @@ def test_the_page_and_the_heat_maps(evaluated, config):
     assert text.count("data:image/jpeg;base64,") == 2 * config.pictures
     assert "deciding tiles" in text
     assert "Blue frames" in text
+    page.unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert page.read_text() == text  # from what was saved
     drawn = sorted((out / "heatmaps" / "colours").iterdir())
     assert len(drawn) == config.pictures
     with Image.open(drawn[0]) as picture:
@@ -185,6 +188,18 @@ def test_attention_with_permuted_labels_is_at_chance(tmp_path):
     write(tmp_path / "a", rows)
     found = scores(tmp_path / "a", seed=9, models=("attention",), steps=60, checkpoints=2)
     assert found["diagnosis_attention", "macro_auc"]["low"] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [("[]", "is no record of a study"), ('{"task": "diagnosis", "name": "x"}', "lacks what its page shows")],
+)
+def test_damaged_records_of_studies(tmp_path, record, message, capsys):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "x.json").write_text(record)
+    assert cli.main(["report", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
 
 
 def test_attention_as_a_detector():

@@ -155,6 +155,15 @@ def test_interval_covers_as_often_as_it_says():
     assert 0.90 <= covered / 300 <= 0.98
 
 
+def test_intervals_are_over_the_resamples_that_have_the_number():
+    some = bootstrap.Estimate(0.5, np.array([np.nan, 0.2, np.nan, 0.6]))
+    assert some.interval(1.0) == (0.2, 0.6)
+    none = bootstrap.Estimate(0.5, np.full(20, np.nan))
+    with pytest.raises(InputError, match=r"none of 20 resamples has this number.*more resamples \(--bootstrap\)"):
+        none.interval()
+    assert bootstrap.undefined({"a": some, "b": none, "c": bootstrap.Estimate(1.0, np.ones(3))}) == {"a": 2, "b": 20}
+
+
 def test_paired_difference_is_narrower_and_signed():
     rng = np.random.default_rng(0)
     a = rng.random(200) < 0.7

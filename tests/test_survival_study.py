@@ -8,6 +8,7 @@ import pytest
 
 from mmkd_jax import cli, io
 from mmkd_jax import config as configs
+from mmkd_jax.errors import InputError
 from mmkd_jax.evals import results, studies, survival_heads, survival_study
 from mmkd_jax.evals.survival_curves import Outcomes
 from mmkd_jax.report import survival as page
@@ -79,6 +80,10 @@ def test_rows_predictions_and_page_of_a_comparison(tmp_path):
     assert "log-rank p &lt; 0.001" in text
     assert "clinical+genes (Cox regression) against clinical (Cox regression): better in 1, worse in 0" in text
     assert "left out: 54" in text
+    shown.unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert shown.read_text() == text  # from what was saved
+    assert not (out / "report.html").exists()
     again, _ = run(tmp_path / "a", *GENES)  # the same numbers, merged into the same rows
     assert {(row["model"], row["metric"]): row for row in results.load(again / "results.json")} == rows
 
@@ -129,18 +134,43 @@ def test_features_of_slides_are_covariates_too(tmp_path):
     assert cohort.bags.sizes[7] == sum(map(len, both))
 
 
+HEADS = {"steps": 30, "batch": 32, "lr": 1e-2, "checkpoints": 1, "hidden": 16, "attention": 8, "dropout": 0.0}
+
+
 @pytest.mark.full
-def test_attention_with_hazards_in_nested_folds(tmp_path):
-    """A signal is found, permuted outcomes give chance, and a run that is there is not made again."""
-    more = ("--config.cox=()", "--config.mil=('clinical+genes',)", GENES[0], "--config.heads.steps=60")
-    found = []
-    for permute in (False, True):
-        folder = table(tmp_path / f"a{permute}", 240, permute=permute)
-        out, _ = run(folder, *more)
-        found.append({row["metric"]: row for row in results.load(out / "results.json")}["c_index"])
-        assert len(list((out / "runs" / "toy.X").iterdir())) == 1
-    assert found[0]["low"] > 0.6
-    assert found[1]["low"] < 0.5 < found[1]["high"]
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("permute", [False, True])
+def test_attention_with_hazards_in_nested_folds(tmp_path, permute, quick_compilation):
+    """A signal is found, and permuted outcomes give chance."""
+    heads = [f"--config.heads.{name}={value}" for name, value in HEADS.items()]
+    more = ("--config.cox=()", "--config.mil=('clinical+genes',)", GENES[0], "--config.fold=", "--config.folds=3")
+    out, _ = run(table(tmp_path / "a", 240, permute=permute), *more, *heads)
+    found = {row["metric"]: row for row in results.load(out / "results.json")}["c_index"]
+    assert [one.name for one in (out / "runs" / "toy.X").iterdir()] == ["mil%3A%20clinical%2Bgenes"]
+    if permute:
+        assert found["low"] < 0.5 < found["high"]
+    else:
+        assert found["low"] > 0.6
+
+
+@pytest.mark.parametrize("resamples", [20, 1])
+def test_a_tiny_cohort_has_intervals_that_say_what_they_rest_on(tmp_path, resamples):
+    """25 patients in five folds: most resamples lack a number in some fold, and none is lost for that."""
+    out, shown = run(table(tmp_path / "a", 25, seed=1), resamples=resamples)
+    rows = {row["metric"]: row for row in results.load(out / "results.json")}
+    assert {"c_index", "c_index_ipcw", "auc", "auc@12", "brier"} <= set(rows)
+    counts = {name: row["context"]["bootstrap"]["incomplete"] for name, row in rows.items()}
+    assert all(row["context"]["bootstrap"]["resamples"] == resamples for row in rows.values())
+    assert counts["brier"] == 0  # an error of curves needs no pair of patients
+    if resamples > 1:
+        assert 0 < counts["c_index"] < resamples
+        assert all(row["low"] < row["value"] < row["high"] for row in rows.values())
+        assert f"C-index {counts['c_index']}" in shown.read_text()
+
+
+def test_a_fold_without_a_comparable_pair_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"^toy.X, cox: clinical: fold 0: no pair .* take fewer folds"):
+        run(table(tmp_path / "a", 25, seed=0), resamples=20)
 
 
 def test_curves_of_hazards():

@@ -1,4 +1,4 @@
-"""Builds report.html of a demo, an evaluation or a training run from what lies in its folder."""
+"""Builds report.html of a demo, an evaluation or a training run, or a study's page, from what lies in its folder."""
 
 import argparse
 
@@ -11,7 +11,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes DIR/report.html and says where it is."""
+    """Writes DIR/report.html, or the pages of the studies in it, and says where they are."""
     from mmkd_jax import report
 
-    print(report.rebuild(args.folder))
+    for page in report.pages(args.folder):
+        print(page)

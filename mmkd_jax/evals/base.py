@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from mmkd_jax import registry
+from mmkd_jax import config, registry
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import bootstrap, results
 from mmkd_jax.evals.cache import FeatureCache
@@ -191,12 +191,24 @@ def one_by_one(
 
 
 def find(tasks: Sequence[str]) -> dict[str, Any]:
-    """The tasks' modules by name.
+    """The tasks' modules by name; colon arguments set what a task has to be set (`vqa_fusion:seeds=5,epochs=40`).
 
     Raises:
-      InputError: an unknown name.
+      InputError: an unknown name or argument.
     """
-    return {task: registry.resolve(task, TASKS | MORE_TASKS, "task") for task in tasks}
+    found = {}
+    for task in tasks:
+        name, colon, arg = task.partition(":")
+        module = registry.resolve(name, TASKS | MORE_TASKS, "task")
+        if colon and not dataclasses.is_dataclass(module):
+            raise InputError(f"task {name} takes no arguments, but {arg!r} are given")
+        found[name] = dataclasses.replace(module, **_arguments(module, arg)) if colon else module
+    return found
+
+
+def _arguments(task: Any, arg: str) -> dict[str, Any]:
+    known = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    return dict(config.parse_arg(arg, **known))
 
 
 def _identity(encoder) -> str:
@@ -206,9 +218,14 @@ def _identity(encoder) -> str:
 def _rows(encoder: Encoder, one: EvalSet, task: str, result: TaskResult, seed: int) -> list[dict]:
     context = {"split_hash": one.split_hash, "modality": one.modality, "model_hash": _identity(encoder)[:16]}
     context |= result.context
+    if undefined := bootstrap.undefined({metric: estimate for metric, (estimate, _) in result.estimates.items()}):
+        context["undefined_resamples"] = undefined
     rows = []
     for metric, (estimate, n) in result.estimates.items():
-        low, high = estimate.interval()
+        try:
+            low, high = estimate.interval()
+        except InputError as error:
+            raise InputError(f"{one.name}, {task}, {metric}: {error}") from error
         values = {"value": estimate.value, "low": low, "high": high, "n": int(n), "seed": seed}
         about = {"model": encoder.name, "checkpoint": str(encoder.checkpoint), "dataset": one.name, "task": task}
         rows.append({**about, "metric": metric, **values, "context": context})

@@ -104,7 +104,7 @@ def compare(
         ordered, resampled = iter(given), iter(outcomes.resample(name, given, metric, resamples, seed))
         estimates[name] = [None if one is None else next(resampled) for one in outputs]
         loaded[name] = [None if one is None else next(ordered) for one in outputs]
-    rows = [_row(models, name, loaded[name], estimates[name]) for name in names]
+    rows = [_row(models, name, metric, loaded[name], estimates[name]) for name in names]
     _correct(rows, len(models))
     complete = [name for name in names if None not in estimates[name]]
     about = {"schema": SCHEMA, "task": task, "metric": metric, "resamples": resamples, "seed": seed, "level": LEVEL}
@@ -141,12 +141,14 @@ def _load(models: Sequence[Contestant], dataset: str, task: str) -> list[outcome
     ]
 
 
-def _row(models: Sequence[Contestant], name: str, outputs: Sequence, estimates: Sequence[Estimate | None]) -> dict:
+def _row(
+    models: Sequence[Contestant], name: str, metric: str, outputs: Sequence, estimates: Sequence[Estimate | None]
+) -> dict:
     given = next(one for one in outputs if one is not None)
     pairs = [(other, estimates[0], estimates[k], outputs[k]) for k, other in enumerate(models) if k]
     return {
         "dataset": name,
-        "n": len(given.arrays["ids"]),
+        "n": outcomes.count(given, metric),
         "classes": given.arrays["scores"].shape[1] if given.classified else None,
         "values": {m.label: None if e is None else _with_interval(e) for m, e in zip(models, estimates)},
         "absent": [m.label for m, e in zip(models, estimates) if e is None],

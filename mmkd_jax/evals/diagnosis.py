@@ -111,13 +111,13 @@ def attention(
     return softmax(np.asarray(logits, np.float64), axis=1), weights, min((best + 1) * every, s.steps)
 
 
-def estimates(slides: Slides, scores: np.ndarray, resamples: int, seed: int) -> tuple[dict[str, Estimate], dict]:
-    """The metrics of a classification of the tested slides, and how they were resampled."""
+def estimates(name: str, slides: Slides, scores: np.ndarray, resamples: int, seed: int) -> dict[str, Estimate]:
+    """The metrics of a classification of the tested slides of the set `name`, resampled by patient."""
     test = slides.rows("test")
     labels, groups = slides.labels[test], np.unique(slides.patients[test], return_inverse=True)[1]
     metrics.check(labels, scores)
-    plan = bootstrap.plan(labels, groups, resamples, bootstrap.seed_of(seed, *slides.names[test].tolist()))
-    return bootstrap.classification(labels, scores, plan.weights), plan.to_dict()
+    plan = bootstrap.plan(labels, groups, resamples, bootstrap.seed_of(seed, name, *slides.names[test].tolist()))
+    return bootstrap.classification(labels, scores, plan.weights)
 
 
 def finds(weights: Sequence[np.ndarray], truth: Sequence[np.ndarray], resamples: int, seed: int) -> Estimate:

@@ -15,7 +15,7 @@ from mmkd_jax import io
 from mmkd_jax.data import made_slides, slide_features, slides
 from mmkd_jax.data.bags import Bags
 from mmkd_jax.errors import InputError, near
-from mmkd_jax.evals import diagnosis, results
+from mmkd_jax.evals import bootstrap, diagnosis, results
 from mmkd_jax.evals.bootstrap import Estimate
 from mmkd_jax.evals.diagnosis import Slides
 from mmkd_jax.report import heatmap
@@ -29,7 +29,7 @@ MODELS = ("attention", "probe")
 def evaluate(
     config: ConfigDict, out: epath.Path, *, encoders: Iterable[Any], resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Evaluates every encoder on the slides; writes rows, predictions, heat maps, OUT/diagnosis.json.
+    """Evaluates every encoder on the slides; writes rows, predictions, heat maps; returns what the page shows.
 
     Args:
       config: of configs/diagnosis.py.
@@ -58,11 +58,10 @@ def evaluate(
             found, drawn = _evaluated(config, table, bags, kind, name, folder, truth, out, resamples, seed)
             about = {"model": name, "checkpoint": checkpoint, "dataset": config.name, "task": f"diagnosis_{kind}"}
             results.update(out / "results.json", _rows(about, found, table, seed))
-            told["models"].append({"model": name, "kind": kind, "metrics": {n: _told(e) for n, e in found.items()}})
+            told["models"].append({"model": name, "kind": kind, "metrics": {n: _told(n, e) for n, e in found.items()}})
             told["maps"] += drawn
     if not told["models"]:
         raise InputError("nothing encodes the slides; give --checkpoint, --teacher, or --config.features=DIR")
-    io.write_json(out / "diagnosis.json", {key: value for key, value in told.items() if key != "maps"})
     return told
 
 
@@ -154,7 +153,7 @@ def _evaluated(
         settings = diagnosis.Settings(**configs.to_dict(config.heads))
         run = out / "runs" / results.file_name(config.name) / results.file_name(name)
         scores, weights, _ = diagnosis.attention(table, bags, settings, run, seed)
-    found, _ = diagnosis.estimates(table, scores, resamples, seed)
+    found = diagnosis.estimates(config.name, table, scores, resamples, seed)
     groups = np.unique(table.patients[test], return_inverse=True)[1]
     arrays = {
         "ids": table.names[test],
@@ -212,8 +211,11 @@ def _maps(config, table: Slides, scores, weights, known, name: str, folder: epat
     return found
 
 
-def _told(estimate: Estimate) -> dict[str, float]:
-    low, high = estimate.interval()
+def _told(name: str, estimate: Estimate) -> dict[str, float]:
+    try:
+        low, high = estimate.interval()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     return {"value": float(estimate.value), "low": low, "high": high}
 
 
@@ -224,6 +226,7 @@ def _rows(about: dict, found: dict[str, Estimate], table: Slides, seed: int) -> 
         "classes": len(table.classes),
         "split_hash": io.hash_of([table.names.tolist(), table.splits.tolist()]),
         "bootstrap": {"method": "percentile", "unit": "patient"},
+        "undefined_resamples": bootstrap.undefined(found),
     }
     counted = {"n": len(test), "seed": seed, "context": context}
-    return [{**about, "metric": metric, **_told(one), **counted} for metric, one in found.items()]
+    return [{**about, "metric": metric, **_told(metric, one), **counted} for metric, one in found.items()]

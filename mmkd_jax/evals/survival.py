@@ -6,13 +6,16 @@ within folds, the same for all models of one set of patients. Here: penalised Co
 features; `survival_heads` has attention over bags.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from mmkd_jax.errors import InputError
 from mmkd_jax.evals import cox, survival_curves, survival_metrics
 from mmkd_jax.evals.bootstrap import Estimate
 from mmkd_jax.evals.survival_curves import Outcomes
@@ -52,12 +55,14 @@ class Scored:
         `auc@T` for the times asked for.
       folds: by fold: name, what was chosen, n, events, C-index.
       log_rank: statistic and p of risks above against below zero, all folds together.
+      incomplete: by name, in how many resamples a fold lacked the number, and the mean was over the others.
     """
 
     risk: np.ndarray
     estimates: dict[str, Estimate]
     folds: list[dict[str, Any]]
     log_rank: tuple[float, float]
+    incomplete: dict[str, int]
 
     @property
     def c_index(self) -> Estimate:
@@ -126,19 +131,31 @@ def scored(
     risk, told, found = np.full(len(outcomes), np.nan), [], []
     rng = np.random.default_rng(seed)
     for fold in folds:
-        with threadpool_limits(1):  # the matrices are small: threads would wait for each other
+        test, seen = outcomes[fold.test], outcomes[np.concatenate([fold.train, fold.val])]
+        weights = rng.multinomial(len(test), np.full(len(test), 1 / len(test)), resamples)
+        with threadpool_limits(1), _named(f"fold {fold.name}"):  # small matrices: threads would wait for each other
             said = predict(fold)
             risk[fold.test] = said.risk - said.middle
-            test, seen = outcomes[fold.test], outcomes[np.concatenate([fold.train, fold.val])]
-            weights = rng.multinomial(len(test), np.full(len(test), 1 / len(test)), resamples)
             found.append(_estimates(said, seen, test, times, weights))
         counts = {"n": len(test), "events": int(test.event.sum())}
         told.append({"fold": fold.name, "chosen": said.chosen, **counts, "c_index": found[-1]["c_index"].value})
-    means = {
-        name: _mean([one[name] for one in found if name in one]) for name in dict.fromkeys(n for o in found for n in o)
-    }
+    means, incomplete = {}, {}
+    for name in dict.fromkeys(name for one in found for name in one):
+        having = [one[name] for one in found if name in one]
+        replicates = np.stack([one.replicates for one in having])
+        means[name] = Estimate(float(np.mean([one.value for one in having])), mean_of_known(replicates))
+        incomplete[name] = int(np.isnan(replicates).any(axis=0).sum())
+        with _named(name):
+            means[name].interval()  # refused where no resample of any fold has it
     inside = np.isfinite(risk)
-    return Scored(risk, means, told, _log_rank(outcomes[inside], risk[inside]))
+    return Scored(risk, means, told, _log_rank(outcomes[inside], risk[inside]), incomplete)
+
+
+def mean_of_known(replicates: np.ndarray) -> np.ndarray:
+    """Mean of `[folds, resamples]` over the folds that have a number in a resample; NaN where none has it."""
+    known = np.isfinite(replicates)
+    total, count = np.where(known, replicates, 0).sum(axis=0), known.sum(axis=0)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 def difference(first: Scored, second: Scored, metric: str = "c_index") -> Estimate:
@@ -180,35 +197,59 @@ def _estimates(
     said: Prediction, train: Outcomes, test: Outcomes, asked: Sequence[float], weights
 ) -> dict[str, Estimate]:
     """All numbers of a tested fold; those that its times are too few for are left out."""
-    horizon, risk = float(np.quantile(train.time, HORIZON)), said.risk
-    cut = _until(test, horizon)
-    measure = survival_metrics
     found = {
-        "c_index": Estimate(measure.concordance(test, risk), measure.concordance(test, risk, weights)),
-        "c_index_ipcw": Estimate(
-            measure.concordance_ipcw(train, cut, risk, horizon),
-            measure.concordance_ipcw(train, cut, risk, horizon, weights),
-        ),
+        name: Estimate(float(one(None)), one(weights)) for name, one in by_risk(said.risk, train, test, asked).items()
     }
-    first, last = test.time[test.event].min(), min(horizon, np.max(test.time) * 0.99)
-    times = np.linspace(first, last, _TIMES)[:-1]
-    if last > first:
-        values = [measure.dynamic_auc(train, cut, risk, times, w)[1] for w in (None, weights)]
-        found["auc"] = Estimate(*values)
+    cut, times = _times(train, test)
+    if len(times):
         curve = said.survival(times)
-        found["brier"] = Estimate(*(measure.integrated_brier(train, cut, curve, times, w) for w in (None, weights)))
-    for time in asked:
-        if first <= time < min(test.time.max(), train.time.max()):
-            end = _until(test, np.nextafter(time, np.inf))
-            value, replicates = (measure.dynamic_auc(train, end, risk, [time], w)[0] for w in (None, weights))
-            found[f"auc@{time:g}"] = Estimate(float(value[0]), replicates[:, 0])
+        values = (survival_metrics.integrated_brier(train, cut, curve, times, w) for w in (None, weights))
+        found["brier"] = Estimate(*values)
     return found
 
 
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over the folds that have the number."""
-    values = np.array([one.value for one in estimates])
-    return Estimate(float(values.mean()), np.mean([one.replicates for one in estimates], axis=0))
+def by_risk(
+    risk: np.ndarray, train: Outcomes, test: Outcomes, asked: Sequence[float] = ()
+) -> dict[str, Callable[[np.ndarray | None], Any]]:
+    """The numbers of a tested fold that need risks only, all but `brier`: of weights `[resamples, n]`, or of None.
+
+    Args:
+      risk: float `[n]` of the tested patients; a constant on all of them changes nothing.
+      train: all others of the folds.
+      test: the n tested ones.
+      asked: times at which the AUC is told too.
+    """
+    measure, horizon = survival_metrics, float(np.quantile(train.time, HORIZON))
+    cut, times = _times(train, test)
+    found: dict[str, Callable] = {
+        "c_index": lambda w: measure.concordance(test, risk, w),
+        "c_index_ipcw": lambda w: measure.concordance_ipcw(train, cut, risk, horizon, w),
+    }
+    if len(times):
+        found["auc"] = lambda w: measure.dynamic_auc(train, cut, risk, times, w)[1]
+    for time in asked:
+        if test.time[test.event].min() <= time < min(test.time.max(), train.time.max()):
+            end = _until(test, np.nextafter(time, np.inf))
+            at = functools.partial(measure.dynamic_auc, train, end, risk, [time])
+            found[f"auc@{time:g}"] = lambda w, at=at: at(w)[0][..., 0]
+    return found
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Says where something was wrong."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def _times(train: Outcomes, test: Outcomes) -> tuple[Outcomes, np.ndarray]:
+    """The tested outcomes up to the horizon, and times from their first event to it; none where that lies behind."""
+    horizon = float(np.quantile(train.time, HORIZON))
+    first, last = test.time[test.event].min(), min(horizon, np.max(test.time) * 0.99)
+    times = np.linspace(first, last, _TIMES)[:-1] if last > first else np.zeros(0)
+    return _until(test, horizon), times
 
 
 def _until(outcomes: Outcomes, horizon: float) -> Outcomes:

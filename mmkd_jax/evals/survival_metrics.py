@@ -10,6 +10,7 @@ from mmkd_jax.errors import InputError
 from mmkd_jax.evals.survival_curves import Outcomes, censoring, resampled
 
 TIED = 1e-8  # risks that differ by no more are equal
+NO_PAIR = "no pair of patients is comparable (too few events): there is no C-index; take fewer folds, or more patients"
 _ENTRIES = 1 << 24  # of pairs looked at at a time
 
 
@@ -34,7 +35,7 @@ def concordance(outcomes: Outcomes, risk, weights=None) -> np.ndarray | float:
     counts = np.ones((1, len(outcomes))) if weights is None else np.asarray(weights, np.float64)
     right, pairs = _pairs(outcomes, risk, counts, np.ones(len(outcomes)))
     if weights is None and not pairs[0]:
-        raise InputError("no pair of patients is comparable (too few events): there is no C-index")
+        raise InputError(NO_PAIR)
     index = np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
     return float(index[0]) if weights is None else index
 
@@ -55,7 +56,7 @@ def concordance_ipcw(train: Outcomes, outcomes: Outcomes, risk, tau: float | Non
     counts = np.ones((1, len(outcomes))) if weights is None else np.asarray(weights, np.float64)
     right, pairs = _pairs(outcomes, risk, counts, inverse**2)
     if weights is None and not pairs[0]:
-        raise InputError("no pair of patients is comparable (too few events): there is no C-index")
+        raise InputError(NO_PAIR)
     index = np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
     return float(index[0]) if weights is None else index
 
@@ -75,7 +76,7 @@ def dynamic_auc(train: Outcomes, outcomes: Outcomes, risk, times, weights=None):
 
     Returns:
       float64 `[k]` and the mean; with `weights` `[resamples, k]` and `[resamples]`, NaN where a resample has no case or
-      no control.
+      no control. The mean is over the times that have both.
 
     Raises:
       InputError: times outside that range, or before the first event.
@@ -94,8 +95,10 @@ def dynamic_auc(train: Outcomes, outcomes: Outcomes, risk, times, weights=None):
         right, every = ((cases @ ordered[case][:, control]) * controls).sum(1), cases.sum(1) * controls.sum(1)
         np.divide(right, every, out=found[:, k], where=every > 0)
     fall = -np.diff(resampled(outcomes, counts, times), prepend=1.0, axis=1)
+    fall = np.where(np.isfinite(found), fall, 0)  # before a resample's first event it has not fallen
     whole = fall.sum(axis=1)
-    mean = np.divide((found * fall).sum(axis=1), whole, out=np.full(len(counts), np.nan), where=whole > 0)
+    total = (np.nan_to_num(found) * fall).sum(axis=1)
+    mean = np.divide(total, whole, out=np.full(len(counts), np.nan), where=whole > 0)
     return (found[0], float(mean[0])) if weights is None else (found, mean)
 
 

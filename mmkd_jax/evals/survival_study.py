@@ -39,7 +39,7 @@ class Cohort:
 def evaluate(
     config: ConfigDict, out: epath.Path, *, encoders: Iterable[Any], resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Evaluates every cohort; writes rows to OUT/results.json, predictions, and OUT/survival.json.
+    """Evaluates every cohort; writes rows to OUT/results.json and predictions.
 
     Args:
       config: of configs/survival.py.
@@ -49,7 +49,7 @@ def evaluate(
       seed: of the resamples and of training.
 
     Returns:
-      What OUT/survival.json holds: see `record`.
+      What the page shows: `cohorts`, see `record`, and how they were evaluated.
 
     Raises:
       InputError: a table, a column, a slide is missing, or a cohort cannot be evaluated; the message names it.
@@ -70,10 +70,8 @@ def evaluate(
             _predictions(out, cohort, name, found[name])
         results.update(out / "results.json", _rows(config, cohort, found, seed))
         told.append(record(cohort, found))
-    study = {"name": config.name, "unit": config.unit, "config": configs.to_dict(config), "cohorts": told,
+    return {"name": config.name, "unit": config.unit, "config": configs.to_dict(config), "cohorts": told,
              "resamples": resamples, "seed": seed}  # fmt: skip
-    io.write_json(out / "survival.json", study)
-    return study
 
 
 def read(config: ConfigDict, cohort: str) -> Cohort:
@@ -157,6 +155,7 @@ def record(cohort: Cohort, found: dict[str, Scored]) -> dict[str, Any]:
     for name, one in found.items():
         models[name] = {
             "metrics": {metric: _told(estimate) for metric, estimate in one.estimates.items()},
+            "incomplete": one.incomplete,
             "folds": one.folds,
             "log_rank": {"statistic": one.log_rank[0], "p": one.log_rank[1]},
             "curves": survival.curves(outcomes[inside], one.risk[inside]),
@@ -215,8 +214,12 @@ def _rows(config: ConfigDict, cohort: Cohort, found: dict[str, Scored], seed: in
         for other in names[: names.index(name)]:
             estimates[f"c_index_less_{other}"] = survival.difference(one, found[other])
         about = {"model": name, "checkpoint": "", "dataset": cohort.name, "task": TASK}
-        counted = {"n": sum(fold["n"] for fold in one.folds), "seed": seed, "context": context}
-        rows += [{**about, "metric": metric, **_told(value), **counted} for metric, value in estimates.items()]
+        counted = {"n": sum(fold["n"] for fold in one.folds), "seed": seed}
+        for metric, value in estimates.items():
+            drawn = {**context["bootstrap"], "resamples": len(value.replicates)}
+            drawn["incomplete"] = one.incomplete.get(metric, one.incomplete["c_index"])
+            told = {"context": {**context, "bootstrap": drawn}}
+            rows.append({**about, "metric": metric, **_told(value), **counted, **told})
     return rows
 
 

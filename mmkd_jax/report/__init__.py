@@ -37,7 +37,7 @@ from mmkd_jax.report.board import Board
 from mmkd_jax.report.page import page
 from mmkd_jax.report.plot import main_plot
 
-__all__ = ["DATA", "main_plot_svg", "rebuild", "write_report"]
+__all__ = ["DATA", "main_plot_svg", "pages", "rebuild", "write_report"]
 
 DATA = "report_data.json"
 
@@ -61,6 +61,23 @@ def main_plot_svg(data: Mapping[str, Any], width: int = 1000) -> str:
     if not board.datasets("zeroshot", "balanced_accuracy"):
         raise InputError("there are no zero-shot balanced accuracies to plot; evaluate the task zeroshot first")
     return main_plot(board, width, alone=True) + "\n"
+
+
+def pages(folder: str | os.PathLike) -> list[os.PathLike]:
+    """Writes all pages of a folder again: those of its studies (survival, diagnosis), and `rebuild` if there is more.
+
+    Raises:
+      InputError: as `rebuild`, or a study's record is damaged.
+    """
+    from mmkd_jax.evals import results, studies
+    from mmkd_jax.report import telemetry
+
+    folder, told = io.as_path(folder), studies.rebuild(folder)
+    more = not told or any((folder / name).exists() for name in (DATA, telemetry.FILE))
+    if not more and (folder / "results.json").exists():
+        rows = results.load(folder / "results.json")
+        more = any(row["task"].partition("_")[0] not in studies.STUDIES for row in rows)
+    return [*told, rebuild(folder)] if more else told
 
 
 def rebuild(folder: str | os.PathLike) -> os.PathLike:

@@ -63,7 +63,7 @@ def _cohort(one: Mapping[str, Any], unit: str) -> Markup:
     return element(
         "section", element("h2", one["name"]), element("p", lede, class_="lede"),
         element("div", plots, class_="multiples", style="margin-bottom:20px"),
-        _numbers(one, unit), _differences(one), _folds(one),
+        _numbers(one, unit), _incomplete(one), _differences(one), _folds(one),
     )  # fmt: skip
 
 
@@ -76,6 +76,17 @@ def _numbers(one: Mapping[str, Any], unit: str) -> Markup:
         cells = [_cell(told["metrics"].get(name)) for name in (*names, *times)]
         body.append(element("tr", element("th", _plain(model), scope="row"), cells))
     return table("Means over the tested folds", columns, body)
+
+
+def _incomplete(one: Mapping[str, Any]) -> Markup | None:
+    """Which intervals rest on resamples that not every fold is in."""
+    worst: dict[str, int] = {}
+    for told in one["models"].values():
+        for name, count in told["incomplete"].items():
+            worst[name] = max(count, worst.get(name, 0))
+    listed = ", ".join(f"{METRICS.get(name, name)} {count}" for name, count in worst.items() if count)
+    words = "Resamples in which a fold had too few events for a number, so that it is the mean over the others"
+    return element("p", f"{words}: {listed}.", class_="note") if listed else None
 
 
 def _cell(metric: Mapping[str, float] | None) -> Markup:
