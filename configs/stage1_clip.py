@@ -136,9 +136,10 @@ def run(config: ConfigDict) -> None:
     config.sharding = SHARDING
     config.unsharded = 0.05  # largest share of parameters that may stay whole on an fsdp mesh
     # The student is judged after every so many steps (0: never) on sets of a pairs set ("": the one trained on; its
-    # test rows): all sets or those named. A metric such as eval/mean/zeroshot/balanced_accuracy can be `best`.
+    # test rows, or those of `split`, such as "val"): all sets or those named. A metric such as
+    # eval/mean/zeroshot/balanced_accuracy can be `best`.
     config.evaluation = ConfigDict(
-        {"every": 0, "pairs": "", "sets": (), "tasks": ("zeroshot", "retrieval"), "prompts": "ensemble"}
+        {"every": 0, "pairs": "", "sets": (), "split": "", "tasks": ("zeroshot", "retrieval"), "prompts": "ensemble"}
     )
     config.wandb = ""  # a project to write metrics to as well
     config.log_every = 50

@@ -413,13 +413,31 @@ def test_sets_of_a_pairs_set(pairs):
     cases, colours = base.sets_of(pairs)
     assert (cases.name, cases.captions, cases.class_names, cases.modality) == ("cases", True, (), "ct")
     assert (colours.name, colours.class_names, colours.modality) == ("colours", tuple(CLASSES), "dermoscopy")
-    assert len(colours.rows), len(colours.train_rows) == (45, 60)
+    assert (len(colours.rows), len(colours.train_rows)) == (45, 60)
     assert colours.split_hash == pairs.rows("colours.test").hash
     assert [s.name for s in asked.chosen([cases, colours], ["colours"])] == ["colours"]
     with pytest.raises(InputError, match="did you mean 'colours'"):
         asked.chosen([cases, colours], ["colour"])
     with pytest.raises(InputError, match="no test rows"):
         asked.chosen([], None)
+
+
+def test_choices_are_made_on_rows_of_another_split(tmp_path):
+    """Of the training rows, those that are judged on train nothing."""
+    pairs = FakePairs()
+    pairs.indices["colours.dev"] = np.arange(20, 35)
+    (held_out,) = base.sets_of(pairs, split="dev")
+    assert (held_out.name, held_out.modality, held_out.class_names) == ("colours.dev", "dermoscopy", tuple(CLASSES))
+    assert list(held_out.rows) == list(range(20, 35))
+    assert list(held_out.train_rows) == [*range(20), *range(35, 60)]
+    (usual,) = [one for one in base.sets_of(pairs) if one.name == "colours"]
+    assert held_out.prompts.hash == usual.prompts.hash
+    assert held_out.train_hash != usual.train_hash == pairs.rows("colours.train").hash
+    rows = base.run(ColourEncoder(), pairs, [held_out], tmp_path, tasks=("zeroshot", "linear_probe"), bootstrap=20)
+    assert {(row["dataset"], row["n"]) for row in rows} == {("colours.dev", 15)}
+    assert [one.name for one in base.sets_of(pairs, split="val")] == ["cases.val"]
+    with pytest.raises(InputError, match="no source has rows of a split 'dvel' to be judged on; did you mean 'val' or 'dev'"):
+        base.sets_of(pairs, split="dvel")
 
 
 def test_run_computes_each_feature_once_in_fixed_batches(tmp_path):

@@ -14,7 +14,7 @@ from test_train import parameters
 from mmkd_jax import api
 from mmkd_jax.errors import InputError
 from mmkd_jax.evals import base
-from mmkd_jax.train import checkpoint, loop, metrics
+from mmkd_jax.train import checkpoint, evaluation, loop, metrics, setup
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 AUC = "eval/toy/zeroshot/macro_auc"
@@ -66,6 +66,18 @@ def test_the_numbers_are_those_of_mmkd_eval(judged, pairs, tmp_path):
     assert found[2] != found[4]
     assert not (judged / "predictions").exists()
     assert all(line["evaluation_seconds"] > 0 for line in metrics.read(judged) if line["step"] in found)
+
+
+def test_it_may_judge_on_rows_of_another_split(pairs):
+    def asked(split, name):
+        told = config(pairs, f"--config.evaluation.split={split}", f"--config.evaluation.sets=('{name}',)")
+        return evaluation.Evaluation(told, setup.build(told))
+
+    assert asked("test", "toy.test").due(2)
+    with pytest.raises(InputError, match=r"no evaluation set .toy.; did you mean .toy\.test."):
+        asked("test", "toy")
+    with pytest.raises(InputError, match="no source has rows of a split 'tset' to be judged on; did you mean 'test'"):
+        asked("tset", "toy.test")
 
 
 def test_training_is_the_same_without(judged, pairs, tmp_path):

@@ -69,6 +69,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: OUT/features)")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these sources of the set (default: all)")
     parser.add_argument(
+        "--split", default="", metavar="NAME", help="for choices: rows SOURCE.NAME, such as val, in the place of test"
+    )
+    parser.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
@@ -106,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     distributed.start()
     tasks = tuple(args.tasks or base.TASKS)
     pairs = _pairs(args)
-    sets = asked.chosen(base.sets_of(pairs, args.prompts), args.sets)
+    sets = asked.chosen(base.sets_of(pairs, args.prompts, args.split), args.sets)
     asked.check(sets, tasks, named=bool(args.sets))
     with io.workdir(args.out) as out, distributed.failing_at_once(()):
         if (out / "results.json").exists():

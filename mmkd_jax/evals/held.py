@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmkd_jax.data.rows import RowIndex
+from mmkd_jax.errors import InputError, near
 from mmkd_jax.evals import prompts
 from mmkd_jax.evals.prompts import Prompts
 
@@ -44,39 +45,46 @@ class EvalSet:
     absent: Prompts | None = None
 
 
-def sets_of(pairs, profile: str = "ensemble") -> list[EvalSet]:
+def sets_of(pairs, profile: str = "ensemble", split: str = "") -> list[EvalSet]:
     """The evaluation sets that a pairs set holds, by name.
 
     A source with classes and rows `<source>.test` is classified, with `<source>.train` for the probe if it is there;
     its rows without a class take no part. Where rows have findings, each is asked for by itself.
     A source without classes but with captioned rows `<source>.val` (else `<source>.test`) is retrieved. A source with
     questions is asked those on rows `<source>.test`.
+
+    With a `split`, what choices are made on, all of that is asked on rows `<source>.<split>`; sets have these names,
+    and of `<source>.train` only the other rows are trained on.
+
+    Raises:
+      InputError: no source has rows of that split that anything can be asked on.
     """
     names, found = set(pairs.row_names()), []
     for source in sorted({name.rpartition(".")[0] for name in names} - {""}):
         classes = tuple(pairs.classes.get(source, ()))
-        questions = f"{source}.test" in names and _questioned(pairs, f"{source}.test")
-        splits = [f"{source}.{split}" for split in (("test",) if classes or questions else ("val", "test"))]
-        indices = [pairs.rows(split) for split in splits if split in names]
+        questions = f"{source}.{split or 'test'}" in names and _questioned(pairs, f"{source}.{split or 'test'}")
+        usual = ("test",) if classes or questions else ("val", "test")
+        splits = [f"{source}.{one}" for one in ((split,) if split else usual)]
+        indices = [pairs.rows(one) for one in splits if one in names]
         indices = [_labelled(pairs, index) for index in indices] if classes else indices
         index = next((index for index in indices if len(index.rows)), None)
         if index is None:
             continue
-        modality = _modality(pairs, index.rows)
+        name, modality = (f"{source}.{split}" if split else source), _modality(pairs, index.rows)
+        train = _train(pairs, f"{source}.train", index, labelled=bool(classes)) if f"{source}.train" in names else {}
         if classes:
-            train = _labelled(pairs, pairs.rows(f"{source}.train")) if f"{source}.train" in names else None
             wording = {"profile": profile, "name": source, "own": pairs.prompts.get(source)}
-            known = prompts.default(classes, modality, **wording)
-            more = {} if train is None else {"train_rows": train.rows, "train_hash": train.hash}
+            known, more = prompts.default(classes, modality, **wording), train
             targets = _findings(pairs, index.rows, len(classes))
             if targets is not None:
-                more = {"targets": targets, "absent": prompts.absent_of(classes, **wording)}
-            found.append(EvalSet(source, index.rows, index.hash, modality, class_names=classes, prompts=known, **more))
+                more = more | {"targets": targets, "absent": prompts.absent_of(classes, **wording)}
+            found.append(EvalSet(name, index.rows, index.hash, modality, class_names=classes, prompts=known, **more))
         elif (captions := bool(np.asarray(pairs.table["captions"])[index.rows].any())) or questions:
-            more = _train(pairs, f"{source}.train") if questions and f"{source}.train" in names else {}
-            found.append(
-                EvalSet(source, index.rows, index.hash, modality, captions=captions, questions=questions, **more)
-            )
+            more = {"captions": captions, "questions": questions, **(train if questions else {})}
+            found.append(EvalSet(name, index.rows, index.hash, modality, **more))
+    if split and not found:
+        known = sorted({name.rpartition(".")[2] for name in names if "." in name})
+        raise InputError(f"no source has rows of a split {split!r} to be judged on; {near(split, known)}")
     return found
 
 
@@ -106,9 +114,11 @@ def _questioned(pairs, name: str) -> bool:
     return "questions" in pairs.table and bool(pairs.table["questions"][pairs.rows(name).rows].any())
 
 
-def _train(pairs, name: str) -> dict[str, Any]:
-    """Rows to train on, as fields of an `EvalSet`."""
-    index = pairs.rows(name)
+def _train(pairs, name: str, tested: RowIndex, *, labelled: bool) -> dict[str, Any]:
+    """Rows to train on, as fields of an `EvalSet`: none of those that are tested on where these are a part of them."""
+    index = _labelled(pairs, pairs.rows(name)) if labelled else pairs.rows(name)
+    if (held_out := np.isin(index.rows, tested.rows)).any():
+        index = RowIndex(index.rows[~held_out], index.set_hash, index.name, {**index.made, "without": tested.name})
     return {"train_rows": index.rows, "train_hash": index.hash}
 
 

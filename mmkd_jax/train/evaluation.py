@@ -47,7 +47,8 @@ class Evaluation:
             self._task, self._tokenizer = job.task, job.tokenizer
             self._tasks = tuple(settings.tasks)
             self._pairs = PairsSet.open(settings.pairs or config.data.pairs)
-            self._sets = asked.chosen(base.sets_of(self._pairs, settings.prompts), tuple(settings.sets))
+            sets = base.sets_of(self._pairs, settings.prompts, settings.split)
+            self._sets = asked.chosen(sets, tuple(settings.sets))
             asked.check(self._sets, self._tasks, named=bool(settings.sets))
 
     def due(self, step: int) -> bool:
