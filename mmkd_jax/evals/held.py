@@ -76,8 +76,8 @@ def sets_of(pairs, profile: str = "ensemble", split: str = "") -> list[EvalSet]:
             wording = {"profile": profile, "name": source, "own": pairs.prompts.get(source)}
             known, more = prompts.default(classes, modality, **wording), train
             targets = _findings(pairs, index.rows, len(classes))
-            if targets is not None:
-                more = more | {"targets": targets, "absent": prompts.absent_of(classes, **wording)}
+            if targets is not None:  # nothing is trained on several findings
+                more = {"targets": targets, "absent": prompts.absent_of(classes, **wording)}
             found.append(EvalSet(name, index.rows, index.hash, modality, class_names=classes, prompts=known, **more))
         elif (captions := bool(np.asarray(pairs.table["captions"])[index.rows].any())) or questions:
             more = {"captions": captions, "questions": questions, **(train if questions else {})}
