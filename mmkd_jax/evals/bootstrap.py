@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import metrics
+from mmkd_jax.evals import draws, metrics, tallies
 
 SMALL_CLASS = 20  # a class of m rows misses a plain resample with chance about exp(-m): 2e-9 at 20
 
@@ -74,16 +74,11 @@ def draw(n: int, resamples: int, seed: int, *, units=None, strata=None) -> np.nd
     """
     if n < 1 or resamples < 1:
         raise InputError(f"a bootstrap needs rows and resamples, got {n} and {resamples}")
-    rng = np.random.default_rng(seed)
     _, first, unit_of = np.unique(np.arange(n) if units is None else units, return_index=True, return_inverse=True)
     stratum_of = np.zeros(n, np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]
     if not np.array_equal(stratum_of[first][unit_of], stratum_of):
         raise InputError("a resampling unit is divided between strata; resample without strata")
-    counts = np.zeros((resamples, len(first)), np.int32)
-    for stratum in np.unique(stratum_of):
-        members = np.flatnonzero(stratum_of[first] == stratum)
-        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
-    return counts[:, unit_of]
+    return draws.counts(stratum_of[first], resamples, seed)[:, unit_of].astype(np.int32)
 
 
 def draw_forced(labels, resamples: int, seed: int) -> np.ndarray:
@@ -127,10 +122,11 @@ def classification(labels, scores, weights: np.ndarray) -> dict[str, Estimate]:
     """
     labels, scores = metrics.check(labels, scores)
     predictions = scores.argmax(axis=1)
+    hits, truth, predicted = _tallied(labels, predictions, weights)
     replicates = {
-        "accuracy": mean(labels == predictions, weights),
-        "balanced_accuracy": balanced_accuracy(labels, predictions, weights),
-        "macro_f1": macro_f1(labels, predictions, weights),
+        "accuracy": hits.sum(axis=1) / truth.sum(axis=1),
+        "balanced_accuracy": _mean_where(hits, truth),
+        "macro_f1": _mean_where(2 * hits, truth + predicted),
         "macro_auc": macro_auc(labels, scores, weights),
     }
     return {name: Estimate(value, replicates[name]) for name, value in metrics.classification(labels, scores).items()}
@@ -154,15 +150,14 @@ def median(values, weights: np.ndarray) -> np.ndarray:
 
 def balanced_accuracy(labels, predictions, weights: np.ndarray) -> np.ndarray:
     """Mean recall over the classes present in each resample, float64 `[resamples]`."""
-    truth = _one_hot(labels, predictions)[0]
-    hits = weights @ (truth * (labels == predictions)[:, None])
-    return _mean_where(hits, weights @ truth)
+    hits, truth, _ = _tallied(labels, predictions, weights)
+    return _mean_where(hits, truth)
 
 
 def macro_f1(labels, predictions, weights: np.ndarray) -> np.ndarray:
     """Mean F1 over the classes present in each resample's labels or predictions, float64 `[resamples]`."""
-    truth, predicted = _one_hot(labels, predictions)
-    return _mean_where(2 * (weights @ (truth * predicted)), weights @ truth + weights @ predicted)
+    hits, truth, predicted = _tallied(labels, predictions, weights)
+    return _mean_where(2 * hits, truth + predicted)
 
 
 def macro_auc(labels, scores, weights: np.ndarray) -> np.ndarray:
@@ -196,14 +191,9 @@ def one_versus_one_auc(labels, scores, weights: np.ndarray) -> np.ndarray:
 def average_precision(positive, scores, weights: np.ndarray) -> np.ndarray:
     """Sum of precision times gain in recall over the different scores, float64 `[resamples]`; NaN without positives."""
     positive, scores = np.asarray(positive, bool), np.asarray(scores)
-    order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(-scores[order], prepend=-np.inf))
-    ordered = weights[:, order].astype(np.float64)
-    hits = np.add.reduceat(ordered * positive[order], starts, axis=1)
-    reached, found = np.cumsum(np.add.reduceat(ordered, starts, axis=1), axis=1), np.cumsum(hits, axis=1)
-    precision = np.divide(found, reached, out=np.zeros(found.shape), where=reached > 0)
-    total = found[:, -1]
-    return np.divide((hits * precision).sum(axis=1), total, out=np.full(len(total), np.nan), where=total > 0)
+    total = tallies.cells(1, np.where(positive, 0, -1), weights)[:, 0]
+    gained = tallies.precision(positive, scores, weights)
+    return np.divide(gained, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
@@ -244,11 +234,13 @@ def undefined(estimates: Mapping[str, Estimate]) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _one_hot(labels, predictions) -> tuple[np.ndarray, np.ndarray]:
+def _tallied(labels, predictions, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each class that occurs: drawn rows that are right, of it, and taken for it, int64 `[resamples, classes]`."""
     classes = np.union1d(labels, predictions)
-    return (np.asarray(labels)[:, None] == classes).astype(int), (np.asarray(predictions)[:, None] == classes).astype(
-        int
-    )
+    truth, predicted = np.searchsorted(classes, labels), np.searchsorted(classes, predictions)
+    right = np.where(truth == predicted, truth, -1)
+    hits, of_class, taken = (tallies.cells(len(classes), cell, weights) for cell in (right, truth, predicted))
+    return hits, of_class, taken
 
 
 def _mean_where(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn import metrics as sk
 
 from mmkd_jax.errors import InputError
+from mmkd_jax.evals import tallies
 
 CLASSIFICATION = ("accuracy", "balanced_accuracy", "macro_f1", "macro_auc")
 
@@ -77,14 +78,8 @@ def auc_counts(positive, scores, weights) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       int64 `[resamples]` each; their quotient is the ROC AUC.
     """
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    ordered = weights[:, order].astype(np.int64)
-    positives = np.add.reduceat(ordered * positive[order], starts, axis=1)
-    negatives = np.add.reduceat(ordered * ~positive[order], starts, axis=1)
-    below = np.cumsum(negatives, axis=1) - negatives
-    won = np.sum(positives * (2 * below + negatives), axis=1)
-    return won, 2 * positives.sum(axis=1) * negatives.sum(axis=1)
+    drawn = tallies.cells(2, np.asarray(positive, np.int64), weights)
+    return tallies.won(positive, scores, weights), 2 * drawn[:, 0] * drawn[:, 1]
 
 
 def classification(labels, scores, weights=None) -> dict[str, float]:
