@@ -1,15 +1,21 @@
 """What losses over the global batch exchange between devices, by the compiled program."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_fixtures as tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmkd_jax import config as configs
 from mmkd_jax.losses import base, contrastive, distill, forms
 from mmkd_jax.losses.base import Inputs
 from mmkd_jax.models import constraints
-from mmkd_jax.planning import count
+from mmkd_jax.planning import count, program
+from mmkd_jax.specs import ModelSpec
+from mmkd_jax.tasks.base import Features
 
 ROWS, WIDTH, OTHER = 64, 24, 40
 LOSSES = {
@@ -69,6 +75,34 @@ def test_losses_exchange_features_of_one_side_and_vectors(name, form, quick_comp
     assert gathered <= {"softmax": 1, "sigmoid": 1, "interactive": 2, "affinity": 2}[name] * (form != "ring") * (
         2 if form == "rows" else 1
     )
+
+
+def test_losses_that_compare_the_same_features_exchange_them_once(quick_compilation):
+    """Stage 2 has the task's loss and an affinity for each teacher, all of them of the student's images and texts."""
+    config = configs.load(f"{tiny.CONFIGS}/stage2_mmkd.py:recipe=plus,smoke", [f"--config.batch={ROWS}"])
+    teachers, spec = {"a": 40, "b": 48}, ModelSpec.from_dict(configs.to_dict(config.model))
+    task = program.assumed_task(config, spec, teachers)
+    mesh = Mesh(np.asarray(jax.devices()).reshape(8, 1, 1), constraints.AXES)
+    over, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([constraints.BATCH_AXES], ()))
+    shaped = lambda tree, at: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree)  # noqa: E731
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    params = shaped({name: params[name] for name in ("heads", "logit_scale")}, whole)
+    batch = program.batch_shapes(config, spec, teachers)
+    features = Features(*(jax.ShapeDtypeStruct((ROWS, spec.embed), jnp.float32),) * 2)
+
+    def loss(params, features, batch):
+        return task.objective(params, features, batch, 0)[0]
+
+    step = jax.jit(constraints.under(mesh, jax.grad(loss, argnums=(0, 1))))
+    text = step.lower(params, shaped(features, over), shaped(batch, over)).compile().as_text()
+    found = count.count(text, dict(mesh.shape)).collectives
+    times = collections.Counter()
+    for one, number in found.items():
+        times[one.kind, one.dims] += number
+    side = (ROWS, spec.embed)
+    assert times["all-gather", side] == 1
+    assert times["all-reduce", side] + times["reduce-scatter", side] <= 1
+    assert all(times["all-gather", (ROWS, width)] == 1 for width in teachers.values())
 
 
 def test_a_diagonal_by_indices_would_be_seen(monkeypatch, quick_compilation):

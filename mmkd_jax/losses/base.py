@@ -21,6 +21,8 @@ class Inputs(NamedTuple):
       scale: exponentiated logit scale 1 / tau of the student, a scalar.
       target_scale: the same of the teacher.
       bias: added to the logits of the sigmoid loss, a scalar.
+      between: `similarity(image, text)`, where several losses look at it: computed once, features and their gradient go
+        over the mesh once, not once a loss; None: each loss computes its own.
     """
 
     image: jax.Array
@@ -31,11 +33,17 @@ class Inputs(NamedTuple):
     scale: jax.Array | float = 1.0
     target_scale: jax.Array | float = 1.0
     bias: jax.Array | float = 0.0
+    between: jax.Array | None = None
 
     @property
     def weights(self) -> jax.Array:
         """`weight`, float32 `[n]`."""
         return jnp.ones(len(self.image), jnp.float32) if self.weight is None else self.weight
+
+    @property
+    def similarities(self) -> jax.Array:
+        """Those of the student's images and texts, float32 `[n, n]`."""
+        return similarity(self.image, self.text) if self.between is None else self.between
 
     @property
     def towers(self) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:

@@ -22,7 +22,7 @@ def softmax(x: Inputs, form: str = "plain") -> jax.Array:
       The loss in nats, a float32 scalar.
     """
     if form == "plain":
-        return cross_entropy_of_matches(x.scale * similarity(x.image, x.text))
+        return cross_entropy_of_matches(x.scale * x.similarities)
     scale = jnp.asarray(x.scale, jnp.float32)
     live = reductions.Tile(x.image, x.text, scale)
     rows, columns = forms.statistics(reductions.LogSumExp(), form, live, reductions.NOTHING_FIXED)
@@ -42,7 +42,7 @@ def sigmoid(x: Inputs, form: str = "plain") -> jax.Array:
       The loss in nats a sample, a float32 scalar.
     """
     if form == "plain":
-        logits = x.scale * similarity(x.image, x.text) + x.bias
+        logits = x.scale * x.similarities + x.bias
         signs = 2.0 * jnp.eye(len(logits)) - 1.0
         return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signs * logits), axis=1))
     shared = jnp.asarray(x.scale, jnp.float32), jnp.asarray(x.bias, jnp.float32)

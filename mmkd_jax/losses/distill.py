@@ -126,7 +126,7 @@ def affinity(x: Inputs, form: str = "plain") -> jax.Array:
     weight, (_, target_image), (_, target_text) = x.weights, *x.towers
     keep = weight > 0
     if form == "plain":
-        student = x.scale * similarity(x.image, x.text)
+        student = x.scale * x.similarities
         teacher = x.target_scale * similarity(target_image, target_text)
         forward, backward = _kl(teacher, student, keep), _kl(teacher.T, student.T, keep)
     else:

@@ -12,11 +12,15 @@ Batch = Mapping[str, Any]
 
 
 class Features(NamedTuple):
-    """Student embeddings of a batch, unit length, float32 `[n, embed]` each; `masked`: of pictures seen in part."""
+    """Student embeddings of a batch, unit length, float32 `[n, embed]` each; `masked`: of pictures seen in part.
+
+    `between`: similarities of images and texts `[n, n]`, where an objective has several losses that share them.
+    """
 
     image: jax.Array
     text: jax.Array
     masked: jax.Array | None = None
+    between: jax.Array | None = None
 
 
 class Task(Protocol):

@@ -100,7 +100,8 @@ class ClipTask:
         scale = jnp.exp(params["logit_scale"])
         bias = params["sigmoid"]["bias"] if self.loss == "sigmoid" else 0.0
         of_pairs = contrastive.LOSSES[self.loss]
-        loss = of_pairs(Inputs(features.image, features.text, scale=scale, bias=bias), self.form)
+        pairs = Inputs(features.image, features.text, scale=scale, bias=bias, between=features.between)
+        loss = of_pairs(pairs, self.form)
         if self.widths:
             nested = [
                 (normalise(features.image[:, :width]), normalise(features.text[:, :width])) for width in self.widths

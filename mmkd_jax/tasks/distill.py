@@ -11,7 +11,7 @@ import numpy as np
 
 from mmkd_jax.errors import InputError, near
 from mmkd_jax.losses import distill as losses
-from mmkd_jax.losses.base import Inputs, normalise
+from mmkd_jax.losses.base import Inputs, normalise, similarity
 from mmkd_jax.models import heads
 from mmkd_jax.specs import ModelSpec
 from mmkd_jax.tasks import patches, targets
@@ -136,6 +136,8 @@ class DistillTask(ClipTask):
     ) -> tuple[jax.Array, dict[str, jax.Array], dict]:
         """Task loss and distillation; reports are unweighted."""
         batch = {**batch, "targets": jax.tree.map(_widened, batch["targets"])}
+        if self.recipe.affinity_weight and self.form == "plain":
+            features = features._replace(between=similarity(features.image, features.text))
         task, reports, extra = super().objective(params, features, batch, step)
         distil = self._own_spaces if self.recipe.target == "heads" else self._joint_space
         parts = distil(params, features, batch, step)
@@ -199,7 +201,9 @@ class DistillTask(ClipTask):
                 # The teacher's own affinities: uncentred, since its temperature belongs to those.
                 told = normalise(stored["image"]), normalise(stored["text"])
                 target_scale = self.recipe.affinity_scale or teacher.scale
-                inputs = Inputs(features.image, features.text, *told, weight, scale, target_scale)
+                inputs = Inputs(
+                    features.image, features.text, *told, weight, scale, target_scale, between=features.between
+                )
                 affinity = affinity + share * losses.affinity(inputs, self.form)
         parts = {"feature": (self.recipe.feature_weight, feature)}
         if self.recipe.affinity_weight:
