@@ -10,6 +10,7 @@ import pytest
 import train_fixtures as tiny
 
 from mmkd_jax import cli, io
+from mmkd_jax import config as configs
 from mmkd_jax.errors import InputError
 from mmkd_jax.planning import child, compile, devices, estimate, findings, page, plan, topologies
 from mmkd_jax.planning.count import Collective, Totals
@@ -115,6 +116,32 @@ def test_warnings_name_what_should_not_be():
     assert "weights are gathered" not in "\n".join(
         findings.warnings(text, odd, mesh | {"data": 4, "fsdp": 2}, config, {})
     )
+
+
+def test_features_that_travel_more_often_than_once_are_warned_of():
+    """Stage 1 gathers one side and reduces its gradient; stage 2 gathers one side of each teacher's as well."""
+    mesh = {"data": 8, "fsdp": 1, "tensor": 1}
+    side, other, batch = (512, 32), (48, 1, 512), ["--config.batch=512"]
+    plus = configs.load(f"{tiny.CONFIGS}/stage2_mmkd.py:recipe=plus,smoke", batch)
+    for config, teachers, targets in (
+        (configs.load(SMOKE, batch), {}, 0),
+        (plus, {"a": 48, "b": 48, "c": 32}, 1),
+    ):
+        fine = Totals()
+        fine.collectives[Collective("all-gather", ("data",), "f32", side, False, False)] = 1 + targets
+        fine.collectives[Collective("all-gather", ("data",), "f32", other, False, False)] = 2 * targets
+        fine.collectives[Collective("all-reduce", ("data",), "f32", side, False, False)] = 1
+        fine.collectives[Collective("all-reduce", ("data",), "f32", (512,), False, False)] = 9
+        assert findings.warnings("", fine, mesh, config, teachers) == []
+        odd = Totals()
+        odd.add(fine, 2)
+        said = findings.warnings("", odd, mesh, config, teachers)
+        assert f"features 512x32 are gathered {2 + 2 * targets} times, not {1 + targets}" in said
+        assert "features 512x32 are reduced 2 times, not 1" in said
+        assert ("features 512x48 are gathered 4 times, not 2" in said) == bool(targets)
+    alien = Totals()
+    alien.collectives[Collective("all-reduce", ("data",), "f32", other, False, False)] = 1
+    assert findings.warnings("", alien, mesh, plus, {"a": 48}) == ["features 512x48 are reduced 1 times, not 0"]
 
 
 PROGRAM = """HloModule fake
@@ -276,7 +303,7 @@ compile._run(epath.Path(sys.argv[1]), topologies.find("cpu:1"), 5)
 
 @pytest.mark.timeout(120)
 def test_a_compiler_ends_with_the_plan_that_started_it(tmp_path):
-    """Its request is a pipe that nothing is written to: it waits there, as it would compile, when the plan is killed."""
+    """Its request is a pipe that nothing is written to: it waits there, as if it compiled, when the plan is killed."""
     os.mkfifo(tmp_path / "request.json")
     plan_ = processes.start(["-c", WAIT, str(tmp_path)])
     with (tmp_path / "request.json").open("wb") as request:  # opens once the compiler reads

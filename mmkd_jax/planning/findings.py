@@ -50,6 +50,8 @@ def warnings(
     shapes = parameter_shapes(config)
     if not any(config.batch in dims for dims in shapes):  # else weights could be taken for it
         found += _square(text, config.batch)
+        if config.loss.form == "plain":  # the others exchange what they say
+            found += _sides(totals, config, teachers)
     found += _gathered(totals, mesh, config.batch, shapes)
     found += _reduced(totals, shapes)
     return found
@@ -90,6 +92,32 @@ def _reduced(totals: Totals, shapes: Mapping[tuple, int]) -> list[str]:
                 f"gradients of shape {'x'.join(map(str, dims))} are reduced {times[dims]} times, not {expected}"
             )
     return found
+
+
+def _sides(totals: Totals, config: ConfigDict, teachers: Mapping[str, int]) -> list[str]:
+    """Features of the whole batch that are gathered or reduced more often than the losses need.
+
+    They gather one side of what is compared: the student's, and in stage 2 of stored targets; of gradients they reduce
+    that of the student's side alone.
+    """
+    own = collections.Counter([config.model.embed, *config.loss.widths])
+    stored: collections.Counter = collections.Counter(teachers.values())
+    if teachers and config.recipe.target != "heads":  # targets at the student's width, of either tower
+        stored = collections.Counter({config.model.embed: 2})
+    times: collections.Counter = collections.Counter()
+    for one, number in totals.collectives.items():
+        for width in own | stored:
+            if _plain(one.dims) == _plain((config.batch, width)):
+                times["gathered" if one.kind == "all-gather" else "reduced", width] += number
+    expected = {"gathered": own + stored, "reduced": own}
+    if config.mesh.slices > 1:  # there a reduction ends with a gather within each slice
+        del expected["gathered"]
+    return [
+        f"features {config.batch}x{width} are {what} {times[what, width]} times, not {wanted[width]}"
+        for what, wanted in expected.items()
+        for width in sorted(own | stored)
+        if times[what, width] > wanted[width]
+    ]
 
 
 def parameter_shapes(config: ConfigDict) -> dict[tuple, int]:
