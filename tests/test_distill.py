@@ -643,7 +643,7 @@ def test_every_product_of_an_objective_is_at_highest_precision(recipe):
         return task.objective(params, Features(inputs["image"], inputs["text"]), make_batch(), jnp.int32(0))[0]
 
     found = products(list(equations(jax.make_jaxpr(jax.value_and_grad(loss))(make_inputs(recipe)).jaxpr)))
-    # Of the task: three widths, once forwards and twice backwards. Heads and affinities of three teachers, or their
-    # maps and two interactive similarities, which have one live side.
-    assert len(found) == 9 + (3 * 2 * 3 + 3 * (3 + 1) if recipe == "plus" else 3 * 2 + 2 * 2)
+    # Of the task: three widths, once forwards and twice backwards. Heads of three teachers and their own similarities
+    # (the student's are the task's), or their maps and two interactive similarities, which have one live side.
+    assert len(found) == 9 + (3 * 2 * 3 + 3 if recipe == "plus" else 3 * 2 + 2 * 2)
     assert set(found) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}
