@@ -355,6 +355,17 @@ def test_resamples_without_a_closed_question_are_left_out():
     assert np.isnan(estimate.replicates[1])
 
 
+def test_a_number_without_an_interval_is_named(pairs):
+    """And where only some resamples lack it, the rows say how many."""
+    (one,) = base.sets_of(pairs)
+    some, none = (bootstrap.Estimate(0.5, np.array(values)) for values in ([np.nan, 0.4, 0.6], [np.nan] * 3))
+    (row,) = base._rows(Sees(), one, "vqa", base.TaskResult({"accuracy": (some, 3)}, {}, {}), 0)
+    assert row["context"]["undefined_resamples"] == {"accuracy": 1}
+    assert 0.4 <= row["low"] < row["high"] <= 0.6
+    with pytest.raises(InputError, match="colours, vqa, closed_accuracy: none of 3 resamples has this number"):
+        base._rows(Sees(), one, "vqa", base.TaskResult({"closed_accuracy": (none, 3)}, {}, {}), 0)
+
+
 # ---------------------------------------------------------------- the page, the command line
 
 

@@ -90,6 +90,29 @@ def test_a_width_that_heads_do_not_divide_is_refused():
         fusion.init(dataclasses.replace(HEAD, heads=3), jax.random.key(0))
 
 
+def test_a_blind_head_is_given_no_picture(params):
+    seen, said, mask = inputs()
+    closed = np.zeros(3, bool)
+    batch = {"patches": seen, "words": said, "mask": mask, "closed": closed}
+    blind = vqa_training.FusionTask(HEAD, np.ones((2, 5), bool), blind=True)
+    sees = vqa_training.FusionTask(HEAD, np.ones((2, 5), bool))
+    whole = {"fusion": params}
+    without = blind.scores(whole, {name: one for name, one in batch.items() if name != "patches"})
+    np.testing.assert_array_equal(blind.scores(whole, batch), without)
+    assert np.abs(sees.scores(whole, batch) - without).max() > 1e-2
+    assert np.abs(blind.scores(whole, batch | {"words": said[::-1]}) - without).max() > 1e-2
+
+
+def test_a_task_takes_its_settings_as_arguments():
+    (head,) = base.find(["vqa_fusion:seeds=5,lr=0.01"]).values()
+    assert head == dataclasses.replace(vqa_fusion.FROZEN, seeds=5, lr=0.01)
+    assert list(base.find(["vqa_fusion:seeds=5", "zeroshot"])) == ["vqa_fusion", "zeroshot"]
+    for wrong, message in (("vqa_fusion:seed=5", "did you mean 'seeds'"), ("zeroshot:seeds=5", "takes no arguments"),
+                           ("vqa_fusion:seeds=few", "seeds")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            base.find([wrong])
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -104,7 +127,7 @@ def student(quick_compilation):
 
 
 def small(**more):
-    return vqa_fusion.Head(**{"epochs": 12, "batch": 32, "lr": 1e-2, "width": 16, "layers": 1, **more})
+    return vqa_fusion.Head(**{"epochs": 12, "batch": 32, "lr": 1e-2, "width": 16, "layers": 1, "seeds": 1, **more})
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +156,11 @@ def test_frozen_towers_are_enough_to_see_colours(frozen):
     closed = result.predictions["closed"]
     assert set(result.predictions["answers"][closed]) <= {"yes", "no"}
     assert not set(result.predictions["answers"][~closed]) & {"yes", "no"}
-    (run_folder,) = out.iterdir()
-    losses = [line["loss"] for line in metrics.read(run_folder)]
+    (folder,) = out.iterdir()
+    losses = [line["loss"] for line in metrics.read(folder / "seed0")]
     assert losses[-1] < 0.7 * losses[0]
+    assert number(result, "blind_accuracy") < max(number(result, "accuracy") - 0.2, 0.6)
+    assert result.estimates["picture_gain"][0].interval()[0] > 0.1
 
 
 @pytest.mark.full
@@ -154,7 +179,7 @@ def test_towers_are_trained_where_that_is_asked_for(student, tmp_path):
     assert result.context["profile"] == "cross_attention_unfrozen"
     assert number(result, "closed_accuracy") > result.context["commonest_answer"]["closed"] + 0.1
     assert number(result, "open_accuracy") > result.context["commonest_answer"]["open"] + 0.3
-    (folder,) = (path for path in tmp_path.iterdir())
+    folder = next(tmp_path.iterdir()) / "seed0"
     vocabulary = ("blue", "green", "no", "red", "yes")
     spec = FusionSpec(16, 16, len(vocabulary), 16, 4, 1, 0.1)
     task = vqa_training.FusionTask(spec, np.ones((2, 5), bool), DualEncoder(student.spec))
@@ -174,6 +199,22 @@ def test_shuffled_answers_leave_chance(student):
     result = evaluated(small(), shuffled(0), student)
     low, high = result.estimates["yes_no_auc"][0].interval()
     assert low <= 0.5 <= high
+    assert result.estimates["picture_gain"][0].interval()[0] <= 0  # the picture adds nothing
+
+
+@pytest.mark.full
+def test_several_seeds_are_a_mean_and_share_what_is_done(frozen, student):
+    """Heads of a seed that is there are not trained again; the interval covers questions and seeds."""
+    one, pairs, out = frozen
+    two = evaluated(small(seeds=2), pairs, student, out)
+    (folder,) = out.iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["seed0", "seed0-blind", "seed1", "seed1-blind"]
+    said = two.predictions["answers_of_seeds"]
+    np.testing.assert_array_equal(said[0], one.predictions["answers"])
+    assert (said[0] != said[1]).any()
+    right = (said == two.predictions["truth"]).mean(axis=1)
+    assert number(two, "accuracy") == pytest.approx(right.mean())
+    assert two.context["seeds"] == 2
 
 
 def test_features_without_towers_are_refused():

@@ -82,7 +82,7 @@ def read(folder, model: str, dataset: str, task: str, label: str) -> Outputs:
     if found.followed:
         return Outputs(label, stored_cases.risks(stored))
     if not found.classified and "i2t_rank" not in stored:
-        raise InputError(f"task {task!r} stores neither scores of classes, ranks, answers nor risks; compare another")
+        raise InputError(f"task {task!r} stores neither scores of classes nor ranks, answers or risks; compare another")
     if found.classified:
         found = Outputs(label, {name: stored[name] for name in ("ids", "labels", "groups", "scores")})
         metrics.check(found.arrays["labels"], found.arrays["scores"])

@@ -135,7 +135,7 @@ class Profile:
             "strength": strengths,
             **reachable(train, test),
         }
-        return vqa_scores.result(data, test, said, context, blind)
+        return vqa_scores.result(data, test, [said], context, [blind])
 
 
 VQA = Profile("logistic_regression")

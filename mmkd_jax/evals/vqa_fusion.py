@@ -1,8 +1,9 @@
 """Visual questions by a cross-attention head that is trained on a model's towers: `FROZEN`, or `UNFROZEN` with them.
 
 The split, the vocabulary and the counting are those of the frozen probe (`vqa`). The head is trained for a fixed number
-of epochs, and its last state tested: no choice is made by any score. It needs the towers themselves: a student, or a
-teacher run by this project's towers, whose image tower is a ViT.
+of epochs, and its last state tested: no choice is made by any score. Beside it the same head is trained on the question
+alone, which says what the picture adds; both with several seeds, and numbers are means over these. It needs the towers
+themselves: a student, or a teacher run by this project's towers, whose image tower is a ViT.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from mmkd_jax import api, io, preprocess
 from mmkd_jax.batch import TextBatch
@@ -37,6 +39,7 @@ class Head:
       trained: whether the towers are trained with it, at a tenth of its rate.
       epochs, batch, lr, decay: of the training.
       width, heads, layers, dropout: of the head, see `FusionSpec`.
+      seeds: how many heads are trained, from other initial values in another order.
     """
 
     trained: bool = False
@@ -48,6 +51,7 @@ class Head:
     heads: int = 4
     layers: int = 2
     dropout: float = 0.1
+    seeds: int = 3
 
     def applies(self, one: EvalSet) -> bool:
         """Whether the set has questions to train on and to test on."""
@@ -60,28 +64,43 @@ class Head:
         model, params, tokenizer = _towers(data.features.encoder)
         sizes = model.spec.image.width, model.spec.text.width, len(vocabulary)
         spec = FusionSpec(*sizes, self.width, self.heads, self.layers, self.dropout)
-        task = FusionTask(spec, allowed, model if self.trained else None)
         given = [_inputs(data, one, model, params, tokenizer, self.trained) for one in (train, test)]
-        steps = max(1, self.epochs * len(train) // self.batch)
-        options = {"lr": self.lr, "decay": self.decay, "seed": data.seed, "warmup": steps // 20}
-        config = heads.config("fusion", batch=self.batch, steps=steps, **options)
+        targets = {"closed": train.closed, "answer": answer}
         asked = io.hash_of([one.tolist() for one in (train.ids, train.texts, train.answers)])
         known = {"encoder": _identity(data, params), "questions": asked, "head": spec.to_dict()}
-        targets = {"closed": train.closed, "answer": answer}
-        with _folder(data, io.hash_of([known, dataclasses.asdict(self), data.seed])[:16]) as workdir:
-            start = params if self.trained else {}
-            learned = vqa_training.train(task, given[0], targets, config, workdir, known, start)
-        scores = vqa_training.predict(task, learned, given[1], test.closed, self.batch)
+        start = params if self.trained else {}
+        answered: dict[bool, list[Said]] = {False: [], True: []}
+        with _folder(data, io.hash_of([known, self._training()])[:16]) as workdir:
+            for seed, blind in ((seed, blind) for seed in range(self.seeds) for blind in answered):
+                task = FusionTask(spec, allowed, model if self.trained else None, blind=blind)
+                seen = [_blinded(one) for one in given] if blind else given
+                run = io.as_path(workdir) / f"seed{data.seed + seed}{'-blind' * blind}"
+                config = self._config(len(train), data.seed + seed)
+                learned = vqa_training.train(task, seen[0], targets, config, run, known | {"blind": blind}, start)
+                scores = vqa_training.predict(task, learned, seen[1], test.closed, self.batch)
+                answered[blind].append(_said(test, vocabulary, scores))
         context = {
             "profile": "cross_attention_unfrozen" if self.trained else "cross_attention",
             "split": "by picture",
             "train_questions": len(train),
             "vocabulary": "train",
             "types": "as annotated",
-            "settings": dataclasses.asdict(self) | {"steps": steps},
+            "settings": dataclasses.asdict(self) | {"steps": self._steps(len(train))},
             **vqa.reachable(train, test),
         }
-        return vqa_scores.result(data, test, _said(test, vocabulary, scores), context)
+        return vqa_scores.result(data, test, answered[False], context, answered[True])
+
+    def _steps(self, questions: int) -> int:
+        return max(1, self.epochs * questions // self.batch)
+
+    def _config(self, questions: int, seed: int) -> ConfigDict:
+        steps = self._steps(questions)
+        options = {"lr": self.lr, "decay": self.decay, "seed": seed, "warmup": steps // 20}
+        return heads.config("fusion", batch=self.batch, steps=steps, **options)
+
+    def _training(self) -> dict[str, Any]:
+        """What a run is made by: all but the number of seeds, so that more of them train no head again."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "seeds"}
 
 
 FROZEN, UNFROZEN = Head(), Head(trained=True, lr=3e-4)
@@ -139,6 +158,11 @@ def _inputs(data: TaskData, questions: Questions, model: DualEncoder, params, to
     patches = api.in_batches(lambda x: see(everywhere, x).astype(jnp.float32), image, 64)
     words = api.in_batches(lambda x: read(everywhere, x).astype(jnp.float32), text, 64)
     return Inputs({"patches": patches}, {"words": words, "mask": np.asarray(text.mask)}, picture_of)
+
+
+def _blinded(inputs: Inputs) -> Inputs:
+    """The questions alone."""
+    return dataclasses.replace(inputs, pictures={})
 
 
 def _identity(data: TaskData, params) -> str:

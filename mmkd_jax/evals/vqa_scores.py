@@ -1,7 +1,7 @@
 """How good answers are: exact, by words in common, closed and open questions apart, pictures resampled as a whole."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -83,35 +83,45 @@ def each(measured, said: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def result(
     data: TaskData,
     questions: Questions,
-    said: Said,
+    said: Sequence[Said],
     context: Mapping,
-    blind: Said | None = None,
+    blind: Sequence[Said] = (),
 ) -> TaskResult:
-    """The result of a task.
+    """The result of a task: of several training seeds the means, whose intervals cover questions and seeds.
 
     Args:
       data: of the task.
       questions: that were tested.
-      said: the answers.
+      said: the answers, of each training seed.
       context: of the rows.
-      blind: answers of the same method without the picture; then there are `blind_accuracy` and the like, and
-        `picture_gain`: accuracy less that without the picture, paired by question.
+      blind: answers of the same method without the picture, of the same seeds; then there are `blind_accuracy` and the
+        like, and `picture_gain`: accuracy less that without the picture, paired by question and seed.
     """
     drawn = weights(data, questions)
-    estimates = measure(questions, said, drawn)
-    more = {}
-    if blind is not None:
-        without = measure(questions, blind, drawn)
+    seed = bootstrap.seed_of(data.seed, data.set.name, "seeds")
+    each = [measure(questions, one, drawn) for one in said]
+    estimates, more = _over_seeds(each, seed), {}
+    if blind:
+        without = [measure(questions, one, drawn) for one in blind]
         wanted = ("accuracy", "closed_accuracy", "open_accuracy")
-        estimates |= {f"blind_{name}": without[name] for name in wanted if name in without}
-        gain = bootstrap.difference(estimates["accuracy"][0], without["accuracy"][0])
-        estimates["picture_gain"] = gain, estimates["accuracy"][1]
-        more["blind"] = blind.answers
+        told = _over_seeds(without, seed)
+        estimates |= {f"blind_{name}": told[name] for name in wanted if name in told}
+        gains = [bootstrap.difference(a["accuracy"][0], b["accuracy"][0]) for a, b in zip(each, without)]
+        estimates["picture_gain"] = bootstrap.mean_over_seeds(gains, seed), estimates["accuracy"][1]
+        more["blind"] = blind[0].answers
+    if len(said) > 1:
+        more |= {f"{name}_of_seeds": np.stack([getattr(one, name) for one in said]) for name in ("answers", "yes")}
     predictions = {
         "ids": questions.ids, "groups": questions.groups, "rows": questions.rows, "questions": questions.texts,
-        "truth": questions.answers, "answers": said.answers, "closed": said.closed, "asked": said.asked,
-        "yes": said.yes, **more,
+        "truth": questions.answers, "answers": said[0].answers, "closed": said[0].closed, "asked": said[0].asked,
+        "yes": said[0].yes, **more,
     }  # fmt: skip
     told = {"method": "percentile", "resamples": len(drawn), "unit": "group", "strata": "none"}
     told = {"bootstrap": told, "questions": len(questions), "pictures": len(np.unique(questions.rows))}
-    return TaskResult(estimates, predictions, {**told, "feature_layer": "embedding", **context})
+    return TaskResult(estimates, predictions, {**told, "seeds": len(said), "feature_layer": "embedding", **context})
+
+
+def _over_seeds(each: Sequence[Mapping[str, tuple[Estimate, int]]], seed: int) -> dict[str, tuple[Estimate, int]]:
+    return {
+        name: (bootstrap.mean_over_seeds([one[name][0] for one in each], seed), n) for name, (_, n) in each[0].items()
+    }

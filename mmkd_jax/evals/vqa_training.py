@@ -25,8 +25,6 @@ from mmkd_jax.tasks.base import Batch, Params
 from mmkd_jax.train import checkpoint, loop
 from mmkd_jax.train.setup import Job
 
-FROZEN = ("patches", "words", "mask")  # of a batch with frozen towers
-LIVE = ("image", *TextBatch._fields)  # with towers that are trained
 TOWERS_RATE = 0.1  # of the learning rate, for towers that are trained
 
 
@@ -54,12 +52,15 @@ class FusionTask:
       spec: of the head.
       allowed: bool `[2, answers]`, what open (0) and closed (1) questions can be answered.
       towers: the model whose towers are trained with the head; None where they are frozen.
+      blind: whether it is given the question alone: one patch of zeros stands in the place of the picture.
     """
 
     micro_batches = 1
 
-    def __init__(self, spec: FusionSpec, allowed: np.ndarray, towers: DualEncoder | None = None):
-        self.spec, self._allowed, self._towers = spec, np.asarray(allowed), towers
+    def __init__(
+        self, spec: FusionSpec, allowed: np.ndarray, towers: DualEncoder | None = None, *, blind: bool = False
+    ):
+        self.spec, self._allowed, self._towers, self._blind = spec, np.asarray(allowed), towers, blind
 
     @property
     def model(self) -> "FusionTask":
@@ -80,14 +81,21 @@ class FusionTask:
         """As `encode`; without dropout if there is no key."""
         head, tower = (None, None) if key is None else jax.random.split(key)
         if self._towers is None:
-            patches, words, mask = (batch[name] for name in FROZEN)
+            words, mask = batch["words"], batch["mask"]
         else:
-            model, text = self._towers, TextBatch(*(batch[name] for name in TextBatch._fields))
-            image = jax.lax.optimization_barrier(preprocess.normalise(batch["image"], model.spec.preprocess))
-            patches = fusion.patches_of(model, params, image)
-            words, mask = fusion.words_of(model, params, text, tower), text.mask
+            text = TextBatch(*(batch[name] for name in TextBatch._fields))
+            words, mask = fusion.words_of(self._towers, params, text, tower), text.mask
+        patches = self._patches(params, batch, len(words))
         found = fusion.apply(self.spec, params["fusion"], patches, words, mask, head)
         return jnp.where(jnp.asarray(self._allowed)[batch["closed"].astype(jnp.int32)], found, -1e9)
+
+    def _patches(self, params: Params, batch: Batch, count: int) -> jax.Array:
+        if self._blind:
+            return jnp.zeros((count, 1, self.spec.patch_width), jnp.float32)
+        if self._towers is None:
+            return batch["patches"]
+        image = jax.lax.optimization_barrier(preprocess.normalise(batch["image"], self._towers.spec.preprocess))
+        return fusion.patches_of(self._towers, params, image)
 
     def objective(
         self, params: Params, features: jax.Array, batch: Batch, step: jax.Array

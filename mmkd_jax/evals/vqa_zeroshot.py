@@ -45,4 +45,5 @@ def evaluate(data: TaskData) -> TaskResult:
         "statement_hash": io.hash_of(asked)[:16],
         "without_statement": int(sum(not asked[text] for text in questions.texts[questions.closed])),
     }
-    return vqa_scores.result(data, questions, Said(answers, yes, questions.closed, questions.closed), context)
+    said = Said(answers, yes, questions.closed, questions.closed)
+    return vqa_scores.result(data, questions, [said], context)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmkd_jax import preprocess
 from mmkd_jax.errors import InputError
-from mmkd_jax.evals import bootstrap, results, vqa_scores
+from mmkd_jax.evals import bootstrap, results, stored_cases
 from mmkd_jax.report import bars
 from mmkd_jax.report.board import Board, picture, thumbnail
 from mmkd_jax.report.document import table
@@ -65,7 +65,10 @@ def _difference(out, first: Mapping, other: Mapping, resamples: int) -> dict[str
         raise InputError(f"{first['model']} and {other['model']} were asked different questions")
     seed = bootstrap.seed_of(first["seed"], first["dataset"], *a["ids"].tolist())
     drawn = bootstrap.draw(len(a["ids"]), resamples, seed, units=a["groups"])
-    both = [vqa_scores.share(one["answers"] == one["truth"], one["asked"], drawn)[0] for one in (a, b)]
+    both, seed = [], bootstrap.seed_of(first["seed"], first["dataset"], "seeds")
+    for one in (a, b):
+        value, resampled = stored_cases.of_questions(stored_cases.questions(one), "accuracy")
+        both.append(bootstrap.Estimate(value, resampled(drawn, seed)))
     estimate = bootstrap.difference(*both)
     low, high = estimate.interval()
     return {"label": f"minus {other['model']}", "value": estimate.value, "low": low, "high": high}
@@ -150,6 +153,8 @@ def _table(board: Board, task: str, dataset: str, caption: str) -> Markup:
         body.append(_line("always the commonest answer", [known.get(name, element("td", "–")) for name in shown]))
     asked = max(row["n"] for row in board.rows if (row["task"], row["dataset"]) == (task, dataset))
     note = [f"{asked} questions on {context.get('pictures')} pictures"]
+    if context.get("seeds", 1) > 1:
+        note.append(f"means of {context['seeds']} training seeds; intervals are over pictures and seeds")
     if context.get("shared_pictures"):
         note.append(f"{context['shared_pictures']} of the pictures are also trained on, which makes numbers too high")
     if "open" in (reachable := context.get("reachable", {})):
