@@ -20,8 +20,9 @@ from mmkd_jax.errors import InputError
 
 def as_path(path: str | os.PathLike) -> epath.Path:
     """`path` as an absolute epath (a local path or `gs://...`)."""
-    path = epath.Path(os.fspath(path)).expanduser()
-    return path if "://" in os.fspath(path) or path.is_absolute() else epath.Path(os.path.abspath(path))
+    name = os.fspath(path)
+    path = epath.Path(name).expanduser() if name.startswith("~") else epath.Path(name)
+    return path if "://" in name or path.is_absolute() else epath.Path(os.path.abspath(path))
 
 
 def temporary_name(path: epath.Path) -> epath.Path:

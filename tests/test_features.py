@@ -12,8 +12,8 @@ import pytest
 from mmkd_jax import io
 from mmkd_jax.cli import main
 from mmkd_jax.data import tfrecord
-from mmkd_jax.data.feature_codec import Block, Moments
-from mmkd_jax.data.features import FeatureSet
+from mmkd_jax.data.feature_codec import DTYPES, Block, Moments, unusable
+from mmkd_jax.data.features import FeatureSet, read_together
 from mmkd_jax.data.rows import RowIndex
 from mmkd_jax.data.views import ViewPolicy
 from mmkd_jax.errors import InputError
@@ -131,7 +131,7 @@ def test_resumed_writing_gives_the_same_bytes(pairs, whole, tmp_path):
     toy.write_shard(again, 2)
     # interrupted within shard 0: records are there, its statistics are not
     toy.write_shard(again, 0)
-    next(path.glob("*00000*.statistics.npz")).unlink()
+    next(path.glob("*00000*.statistics")).unlink()
     last = toy.feature_writer(path, pairs)
     assert last.pending() == [0]
     toy.write_shard(last, 0)
@@ -433,3 +433,52 @@ def test_command(pairs, whole, capsys):
     assert json.loads(capsys.readouterr().out)["whole"] is True
     assert main(["features", "show", str(pairs.path)]) == 2
     assert "not the manifest of a feature set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_value_is_looked_at_wherever_it_lies(dtype):
+    """At every distance from whole words of memory, the first and the last value too; large numbers are no fault."""
+    dtype = DTYPES[dtype]
+    for offset in range(9):
+        for rows, width in ((1, 1), (2, 5), (3, 16)):
+            raw = np.zeros(rows * width * dtype.itemsize + 32, np.uint8)
+            x = raw[offset:][: rows * width * dtype.itemsize].view(dtype).reshape(rows, width)
+            for place in range(x.size):
+                for value, says in ((np.nan, "NaN"), (np.inf, "NaN"), (-np.inf, "NaN"), (2.0, ""), (-100.0, "")):
+                    x[...] = 0.1
+                    x.flat[place] = value
+                    assert (says in unusable(x)) if says else not unusable(x)
+            x[...] = 0.1
+            x[-1] = -0.0
+            assert unusable(x) == "are all zeros"
+
+
+def test_sets_that_are_read_together_are_not_taken_for_each_other(pairs, whole, copy):
+    """Records of one length, one with other rows absent: what is known of the first is not said of the second."""
+
+    def move(fields):
+        present = fields["present"]
+        present[[2, 3]] = present[[3, 2]]
+        fields["counts"][[2, 3]] = fields["counts"][[3, 2]]
+
+    rewrite(copy, move)
+    sets = [whole, FeatureSet.open(copy, pairs)]
+    asked = np.arange(8), np.zeros(8, int), None
+    first, second = read_together(sets, *asked)
+    assert first["present"].tolist() == [True, True, True, False, True, True, True, True]
+    assert second["present"].tolist() == [True, True, False, True, True, True, True, True]
+    np.testing.assert_array_equal(first["image"][2], second["image"][3])
+    rewrite(copy, lambda f: f["image"].__setitem__((1, 0, 0), np.nan))
+    with pytest.raises(InputError, match="NaN"):
+        read_together([whole, FeatureSet.open(copy, pairs)], *asked)
+
+
+def test_a_shard_that_is_cut_while_it_is_open_is_refused(pairs, copy):
+    """Not touched: what a mapped file has lost ends the process."""
+    features = FeatureSet.open(copy, pairs)
+    read_all(features, pairs)
+    file = copy / features.manifest["shards"][0]["file"]
+    with open(file, "r+b") as stream:
+        stream.truncate(100)
+    with pytest.raises(InputError, match=r"was cut from .* to 100 bytes while it was open"):
+        read_all(features, pairs)

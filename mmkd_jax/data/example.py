@@ -76,27 +76,37 @@ def decode(data: bytes) -> dict[str, Sequence]:
 def views(data: bytes | memoryview) -> dict[str, Sequence]:
     """As `decode`, with single bytes values as memoryviews into `data`: a message of a megabyte is not copied.
 
-    The layout is that of protocol buffers: every field is a tag of one byte, a length and so many bytes.
-
     Raises:
       ValueError, IndexError: the bytes are no `tf.train.Example`.
     """
-    data, found = memoryview(data), {}
+    data = memoryview(data)
+    return {name: value(data[start:stop]) for name, (start, stop) in entries(data).items()}
+
+
+def entries(data: memoryview) -> dict[str, tuple[int, int]]:
+    """Where the feature of each name begins and ends; what it holds is not looked at. Raises as `views` does.
+
+    The layout is that of protocol buffers: every field is a tag of one byte, a length and so many bytes.
+    """
+    found = {}
     _, at, end = _field(data, 0, len(data))
     while at < end:
         _, start, at = _field(data, at, end)  # an entry of the map: a name and a feature
         _, *name = _field(data, start, at)
         _, *feature = _field(data, name[1], at)
-        kind, *values = _field(data, *feature) if feature[0] < feature[1] else (_BYTES, 0, 0)
-        if kind == _BYTES:
-            value = _bytes_list(data, *values)
-        elif kind == _INTEGERS and values[0] < values[1] and data[values[0]] == _ITEM:
-            value = _varints(data[slice(*_field(data, *values)[1:])])
-        else:
-            one = _parsed(tf_feature_pb2.Feature, bytes(data[slice(*feature)]))
-            value = getattr(one, one.WhichOneof("kind")).value
-        found[str(data[slice(*name)], "utf-8")] = value
+        found[str(data[slice(*name)], "utf-8")] = tuple(feature)
     return found
+
+
+def value(feature: memoryview) -> Sequence:
+    """The list that one feature holds, as `views` gives it; a single bytes value ends where the feature does."""
+    kind, *values = _field(feature, 0, len(feature)) if feature else (_BYTES, 0, 0)
+    if kind == _BYTES:
+        return _bytes_list(feature, *values)
+    if kind == _INTEGERS and values[0] < values[1] and feature[values[0]] == _ITEM:
+        return _varints(feature[slice(*_field(feature, *values)[1:])])
+    one = _parsed(tf_feature_pb2.Feature, bytes(feature))
+    return getattr(one, one.WhichOneof("kind")).value
 
 
 def _field(data: memoryview, at: int, end: int) -> tuple[int, int, int]:

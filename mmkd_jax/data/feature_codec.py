@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -62,16 +62,18 @@ class Block:
         Raises:
           ValueError, KeyError, IndexError: the bytes are no block of that type.
         """
-        f = example.views(data)
-        shape = tuple(f["shape"])
+        data = memoryview(data)
+        entries = example.entries(data)
+        f = {name: example.value(data[start:stop]) for name, (start, stop) in entries.items()}
+        image, text, shape = f["image"][0], f["text"][0], tuple(f["shape"])
         return cls(
             first=f["first"][0],
             ids=bytes(f["ids"][0]),
             present=np.frombuffer(f["present"][0], np.uint8).astype(bool),
             counts=np.asarray(f["counts"], np.int64),
-            image=np.frombuffer(f["image"][0], dtype).reshape(shape),
-            text=np.frombuffer(f["text"][0], dtype).reshape(-1, shape[-1]),
-            places=(_address(f["image"][0]) - (start := _address(data)), _address(f["text"][0]) - start),
+            image=np.frombuffer(image, dtype).reshape(shape),
+            text=np.frombuffer(text, dtype).reshape(-1, shape[-1]),
+            places=(entries["image"][1] - len(image), entries["text"][1] - len(text)),
         )
 
     def check(self, width: int, views: int) -> None:
@@ -102,19 +104,31 @@ class Block:
 
 def unusable(x: np.ndarray) -> str:
     """Why nobody can train on some of these vectors in a stored type, `[..., width]`; empty if nothing is wrong."""
-    if not x.flags.aligned:
-        x = np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape)
-    if _any_infinite(x):
+    if _any_large(x) and _any_infinite(_aligned(x)):
         return "are NaN or infinite"
     return "are all zeros" if _any_zero(x) else ""
 
 
+def _any_large(x: np.ndarray) -> bool:
+    """Whether some number is 2 or more, infinite or NaN: all those have the highest bit of their exponent set.
+
+    One look at all bits together tells, in whole words from the first aligned one on; and there are none among unit
+    vectors, where nothing else need be looked at.
+    """
+    raw, size = x.reshape(-1).view(np.uint8), x.dtype.itemsize
+    skip = -raw.__array_interface__["data"][0] % 8
+    words = raw[skip : len(raw) - (len(raw) - skip) % 8].view("<u8")
+    bit = 0x4000400040004000 if size == 2 else 0x4000000040000000
+    ends = int.from_bytes(raw[:8].tobytes(), "little") | int.from_bytes(raw[-8:].tobytes(), "little")
+    return bool(int(np.bitwise_or.reduce(words)) & bit >> 8 * (skip % size) or ends & bit)
+
+
+def _aligned(x: np.ndarray) -> np.ndarray:
+    return x if x.flags.aligned else np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape)
+
+
 def _bytes(x: np.ndarray) -> memoryview:
     return memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
-
-
-def _address(data: bytes | memoryview) -> int:
-    return np.frombuffer(data, np.uint8).__array_interface__["data"][0]
 
 
 def _any_infinite(x: np.ndarray) -> bool:
@@ -131,8 +145,8 @@ def _any_infinite(x: np.ndarray) -> bool:
 
 def _any_zero(x: np.ndarray) -> bool:
     """Whether a vector is all zeros; only those that begin with one are looked at."""
-    first = x.view(f"<u{x.dtype.itemsize}")[..., 0] << 1 == 0  # without its sign
-    return bool(first.any() and not x[first].any(axis=-1).all())
+    first = x.view(f"<u{x.dtype.itemsize}")[..., 0] << 1  # without its sign
+    return np.count_nonzero(first) < first.size and not _aligned(x)[first == 0].any(axis=-1).all()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,18 +173,23 @@ class Moments:
         count, width = x.shape
         if not count:
             return cls(0, np.zeros(width), np.zeros(width * (width + 1) // 2))
-        around = x[:PIECE].astype(np.float64).mean(0)
         total, upper = np.zeros(width), np.zeros((width, width), order="F")
         room = np.empty((min(PIECE, count), width))
         with _libraries().limit(limits=1):  # more threads wait for each other, and their number changes the last bits
             for start in range(0, count, PIECE):
                 values = x[start : start + PIECE]
-                piece = np.subtract(_wide(values), around, out=room[: len(values)])
+                piece = room[: len(values)]
+                piece[...] = _wide(values)
+                if not start:
+                    around = piece.mean(0)
+                piece -= around
                 total += piece.sum(0)
                 upper = dsyrk(1.0, piece.T, beta=1.0, c=upper, overwrite_c=True)
         beyond = total / count
-        lower = upper.T[_triangle(width)]
-        return cls(count, around + beyond, lower - count * _outer(beyond))
+        lower, outer = upper.T[_triangle(width)], _outer(beyond)
+        outer *= count
+        lower -= outer
+        return cls(count, around + beyond, lower)
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both together (Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm")."""
@@ -190,16 +209,24 @@ class Moments:
         width = len(self.mean)
         half = np.zeros((width, width))
         half[_triangle(width)] = self.lower
-        return (half + np.tril(half, -1).T) / max(self.count, 1)
+        full = half + half.T
+        full.reshape(-1)[:: width + 1] = half.diagonal()
+        full /= max(self.count, 1)
+        return full
 
-    def arrays(self, tower: str) -> dict[str, np.ndarray]:
-        """The numbers under names that begin with `tower`."""
-        return {f"{tower}_{name}": np.asarray(value) for name, value in vars(self).items()}
+    def fields(self, tower: str) -> dict[str, int | memoryview]:
+        """The numbers under names that begin with `tower`, as `example` takes them."""
+        return {
+            f"{tower}_count": self.count,
+            f"{tower}_mean": _bytes(self.mean),
+            f"{tower}_lower": _bytes(self.lower),
+        }
 
     @classmethod
-    def from_arrays(cls, tower: str, arrays: Mapping[str, np.ndarray]) -> "Moments":
-        """Inverts `arrays`."""
-        return cls(int(arrays[f"{tower}_count"]), arrays[f"{tower}_mean"], arrays[f"{tower}_lower"])
+    def from_fields(cls, tower: str, fields: Mapping[str, Sequence]) -> "Moments":
+        """Inverts `fields`, once `example` has read them."""
+        mean, lower = (np.frombuffer(bytes(fields[f"{tower}_{name}"][0]), "<f8") for name in ("mean", "lower"))
+        return cls(fields[f"{tower}_count"][0], mean, lower)
 
 
 def _outer(x: np.ndarray) -> np.ndarray:
@@ -214,7 +241,7 @@ def _triangle(width: int) -> np.ndarray:
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
-    """Values for sums in float64: float32 will do where it holds them, as NumPy widens it on the way."""
+    """Values for sums in float64: float32 will do where it holds them, as NumPy widens it in no time."""
     return x if x.dtype == np.float64 else x.astype(np.float32)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmkd_jax import io
-from mmkd_jax.data import npz, tfrecord
+from mmkd_jax.data import example, npz, tfrecord
 from mmkd_jax.data.feature_codec import DTYPES, SCHEMA, TOWERS, Block, Moments
 from mmkd_jax.data.pairs import PairsSet
 from mmkd_jax.data.rows import RowIndex
@@ -143,8 +143,9 @@ class FeatureWriter:
             for tower in TOWERS
         }
         tfrecord.write(self.path / self._name(shard), [block.encode() for block in blocks])
-        arrays = {k: v for tower in TOWERS for k, v in moments[tower].arrays(tower).items()}
-        io.write_bytes(self._statistics_file(shard), npz.to_bytes(**arrays, present=np.int64(present.sum())))
+        fields = {k: v for tower in TOWERS for k, v in moments[tower].fields(tower).items()}
+        record = example.pieces({**fields, "present": int(present.sum())})
+        io.write_parts(self._statistics_file(shard), tfrecord.framed(record))
 
     def finish(self) -> None:
         """Merges the statistics in the order of the shards and writes the manifest, last.
@@ -166,15 +167,15 @@ class FeatureWriter:
         merged = {tower: Moments.of(np.zeros((0, self.width))) for tower in TOWERS}
         shards = []
         for shard in range(len(self)):
-            part = npz.read(self._statistics_file(shard), "statistics of a shard")
+            part = self._statistics_of(shard)
             for tower in TOWERS:
-                merged[tower] = merged[tower].merge(Moments.from_arrays(tower, part))
+                merged[tower] = merged[tower].merge(Moments.from_fields(tower, part))
             file = self.path / self._name(shard)
             shards.append(
                 {
                     "file": file.name,
                     "rows": len(self.rows(shard)),
-                    "present": int(part["present"]),
+                    "present": part["present"][0],
                     "bytes": file.stat().length,
                     "sha256": io.sha256_file(file),
                 }
@@ -231,6 +232,8 @@ class FeatureWriter:
 
     def _check_texts(self, rows: range, present: np.ndarray, text: Sequence[np.ndarray]) -> None:
         counts = self.pairs.table["captions"][rows.start : rows.stop].tolist()
+        if [values.shape for values in text] == [(count, self.width) for count in counts]:
+            return
         for row, here, count, values in zip(rows, present.tolist(), counts, text, strict=True):
             if here and values.shape != (count, self.width):
                 raise InputError(
@@ -257,7 +260,14 @@ class FeatureWriter:
         return f"features.tfrecord-{shard:05d}-of-{len(self):05d}"
 
     def _statistics_file(self, shard: int):
-        return self.path / f"{self._name(shard)}.statistics.npz"
+        return self.path / f"{self._name(shard)}.statistics"
+
+    def _statistics_of(self, shard: int) -> dict[str, Sequence]:
+        file = self._statistics_file(shard)
+        try:
+            return example.views(tfrecord.RecordReader(file).view(0))
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{file} is damaged: {error}; delete it and run the emission again") from error
 
 
 def _short(value: Any) -> str:

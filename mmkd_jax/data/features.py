@@ -203,15 +203,15 @@ def read_together(
 def _read(
     one: FeatureSet, wanted: Wanted, views: np.ndarray, asked: np.ndarray | None, out: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    data, first, text, captions = one.blocks.places(wanted)
-    present, size = first >= 0, one.width * one.dtype.itemsize
-    places = {"image": first + views * size}
+    found = one.blocks.places(wanted)
+    present, size = found.first >= 0, one.width * one.dtype.itemsize
+    places = {"image": found.first + views * size}
     if asked is not None:
-        if np.any(present & ((asked < 0) | (asked >= captions))):
+        if np.any(present & ((asked < 0) | (asked >= found.captions))):
             raise InputError(f"{one.path}: a caption was asked for that a row does not have")
-        places["text"] = text + asked * size
+        places["text"] = found.texts + asked * size
     for tower, where in places.items():
-        one.blocks.gather(tower, wanted, data, where, present, out[tower])
+        one.blocks.gather(found, where, present, out[tower])
     return {**out, "present": present}
 
 

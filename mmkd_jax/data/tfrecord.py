@@ -95,20 +95,20 @@ class RecordReader:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = io.as_path(path)
-        if not self.path.exists():
-            raise InputError(f"{self.path} does not exist; copy the set again or write it again")
-        self._lock = threading.Lock()
-        self._file = self.path.open("rb")
-        self.size = self.path.stat().length
+        self.path, self._lock = io.as_path(path), threading.Lock()
         self._map = self._bytes = None
-        if "://" not in os.fspath(self.path) and self.size:
+        local = _is_local(self.path)
+        if not _exists(self.path):
+            raise InputError(f"{self.path} does not exist; copy the set again or write it again")
+        self._file = _open(self.path)
+        self.size = os.fstat(self._file.fileno()).st_size if local else self.path.stat().length
+        if local and self.size:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             self._bytes = np.frombuffer(self._map, np.uint8)
             self._file.close()
             self._advise("MADV_RANDOM", 0, self.size)  # records are read whole and in any order
-        index = io.as_path(f"{self.path}{INDEX_SUFFIX}")
-        self._offsets = self._parse_index(index) if index.exists() else self._walk()
+        index = self.path.parent / f"{self.path.name}{INDEX_SUFFIX}"
+        self._offsets = self._parse_index(index) if _exists(index) else self._walk()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -129,7 +129,7 @@ class RecordReader:
     def located(self, record: int) -> tuple[np.ndarray, int, int]:
         """Bytes, uint8, in which the data of a record lie between two places.
 
-        Those of the file where it is local, else those of the record.
+        Those of the file where it is local, the same array for all its records, else those of the record.
 
         Raises:
           InputError: its checksum is wrong.
@@ -146,7 +146,16 @@ class RecordReader:
         first, last = at + _HEAD.size, at + _HEAD.size + length
         if _FOOT.unpack_from(raw, last)[0] != masked_crc(raw[first:last]):
             raise self._damaged(record, "fails its checksum")
-        return raw, first, last
+        return (raw if self._bytes is None else self._bytes), first, last
+
+    def check_size(self) -> None:
+        """Refuses a mapped file that has become shorter: to touch what it has lost would end the process.
+
+        Raises:
+          InputError: it has.
+        """
+        if self._map is not None and (now := self._map.size()) < self.size:
+            raise InputError(f"{self.path} was cut from {self.size} to {now} bytes while it was open; copy it again")
 
     def close(self) -> None:
         """Closes the file; reading is over. Views that were given out stay valid."""
@@ -175,7 +184,8 @@ class RecordReader:
         return length
 
     def _parse_index(self, path) -> np.ndarray:
-        raw = path.read_bytes()
+        with _open(path) as file:
+            raw = file.read()
         count = struct.unpack_from("<Q", raw, 8)[0] if len(raw) >= 16 else 0
         whole = raw[:8] == _INDEX_MAGIC and len(raw) == 28 + 8 * count
         if not whole or struct.unpack("<I", raw[-4:])[0] != google_crc32c.value(raw[:-4]):
@@ -203,3 +213,16 @@ class RecordReader:
 
     def _damaged(self, record: int, how: str) -> InputError:
         return InputError(f"{self.path}: record {record} {how}; copy the file again or write the set again")
+
+
+def _is_local(path: os.PathLike) -> bool:
+    """Whether the system's own calls will do, which take less time than those that know object stores too."""
+    return "://" not in os.fspath(path)
+
+
+def _exists(path) -> bool:
+    return os.path.exists(path) if _is_local(path) else path.exists()
+
+
+def _open(path) -> std_io.BufferedIOBase:
+    return open(path, "rb") if _is_local(path) else path.open("rb")
