@@ -115,6 +115,18 @@ def test_numbers_of_different_weights_under_one_name_are_told(folder, tmp_path):
     ]
 
 
+def test_numbers_of_every_task_are_on_the_page(folder):
+    """Of a task without a part of its own too: a page that leaves out what was measured misleads."""
+    few = {"task": "label_efficiency", "metric": "accuracy_at_10%", "low": 0.3, "high": 0.5}
+    counted = {"task": "zeroshot_mmkd", "metric": "auc", "value": 65.52, "low": 58.4, "high": 72.3}
+    rows = [row("good", "eyes", 0.42) | few, row("good", "eyes", 0, unit="percent") | counted]
+    page = text(report.page({"title": "few", "rows": [*rows, row("good", "eyes", 0.5)]}))
+    assert "label efficiency on eyes Number good accuracy at 10% 0.42 0.3 to 0.5" in page
+    assert "zeroshot mmkd on eyes, in percent Number good auc 65.5 58.4 to 72.3" in page
+    assert page.count("on eyes Number") == 1  # zero-shot has its own part
+    assert "Further numbers" not in text(report.page({"title": "plain", "rows": [row("good", "eyes", 0.5)]}))
+
+
 def test_cases_are_right_and_wrong_as_predicted(tmp_path):
     pairs = toy.make_pairs(tmp_path / "pairs")
     rows, classes = np.arange(20), ("cat", "dog")

@@ -293,4 +293,4 @@ def _print(rows: list[dict]) -> None:
     for row in rows:
         if row["metric"].startswith(shown.get(row["task"], "")) and not row["metric"].endswith("_strict"):
             interval = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-            print(f"{row['model']:24} {row['dataset']:16} {row['task']:12} {row['metric']:24} {interval} n={row['n']}")
+            print(f"{row['model']:24} {row['dataset']:16} {row['task']:23} {row['metric']:28} {interval} n={row['n']}")

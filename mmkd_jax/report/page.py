@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmkd_jax.report import bars, compare, curves, ranks, reliability, tables, tiles, vqa
+from mmkd_jax.report import bars, compare, curves, further, ranks, reliability, tables, tiles, vqa
 from mmkd_jax.report.board import Board
 from mmkd_jax.report.document import document
 from mmkd_jax.report.markup import Markup, element
@@ -18,6 +18,8 @@ def page(data: Mapping[str, Any]) -> str:
     title = data.get("title") or "mmkd_jax report"
     scores = [_main(board), _ranks(board), _tables(board), _calibration(board), _cases(board), _retrieval(board)]
     scores.append(_section("Questions about pictures", None, *vqa.section(board), name="questions"))
+    lede = "As results.json has them, with 95 % intervals below."
+    scores.append(_section("Further numbers", lede, *further.sections(board), name="further"))
     return document(title, [_hero(board, title), *scores, _training(board), _about(board)])
 
 
