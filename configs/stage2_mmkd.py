@@ -32,7 +32,8 @@ RECIPES = {
     # Weights chosen on held-out training pictures of the demo's sets, three seeds each, 40 + 160 or 100 + 100 steps:
     # (feature, affinity) of (1, 3), (0, 3), (0, 10), (1, 1), (3, 0) and (5, 5) gave 0.545, 0.545, 0.543, 0.541, 0.539
     # and 0.537, without distillation 0.536. Differences of 0.01 are noise there; the feature loss is kept for captions
-    # that say little, where affinities are flat.
+    # that say little, where affinities are flat. Without a routing table affinities did harm
+    # (configs/README.md).
     "plus": Recipe(target="heads", feature_weight=1.0, icl_weight=0.0, affinity_weight=3.0, centre=True),
 }
 
