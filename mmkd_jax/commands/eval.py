@@ -76,8 +76,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="TASK",
         help="zeroshot, retrieval, linear_probe, multilabel, vqa, vqa_zeroshot (default: these six), retrieval_all, "
-        "knn, label_efficiency, calibration, vqa_pubmedclip, vqa_fusion, vqa_fusion_unfrozen; zeroshot_ with mmkd, "
-        "unimed, clip_benchmark, open_clip, conch or medmnist, as they count",
+        "knn, label_efficiency, calibration, vqa_pubmedclip, vqa_fusion[:seeds=N], vqa_fusion_unfrozen; zeroshot_ with "
+        "mmkd, unimed, clip_benchmark, open_clip, conch or medmnist, as they count",
     )
     parser.add_argument(
         "--prompts",
@@ -255,12 +255,14 @@ def _models(args: argparse.Namespace):
 def _loaded(checkpoints: list[str], weights: dict[str, str], torch: dict[str, str], features: list[str], floor: bool):
     from mmkd_jax.evals.floor import PixelFloor
     from mmkd_jax.evals.stored import FeatureFolder
+    from mmkd_jax.train import commits
 
     if floor:
         yield PixelFloor()
+    several = sum("=" not in entry for entry in checkpoints) > 1  # their specs are likely to have one name
     for entry in checkpoints:
         name, equals, path = entry.partition("=")
-        yield _student(path, name) if equals else _student(entry, "")
+        yield _student(path, name) if equals else _student(entry, commits.called(entry) if several else "")
     for backend, entries in (("flax", weights), ("torch", torch)):
         for name, path in entries.items():
             import teachers

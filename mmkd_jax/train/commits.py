@@ -58,6 +58,12 @@ def reading(folder: epath.Path) -> Iterator[None]:
         raise DamagedError(f"checkpoint {folder} cannot be read ({one_line(error)}); {advice}") from error
 
 
+def called(path: str | os.PathLike) -> str:
+    """What to call a run, or one of its checkpoints: `RUN`, `RUN-STEP`."""
+    folder = io.as_path(path)
+    return f"{folder.parent.parent.name}-{folder.name}" if folder.parent.name == FOLDER else folder.name
+
+
 def one_line(error: Exception, longest: int = 300) -> str:
     """An error in one line; storage libraries write pages, with the place at their head and the reason at their end."""
     text = " ".join(str(error).split()) or type(error).__name__
