@@ -171,7 +171,7 @@ FREE = (
     "best=min:loss", "unsharded=1.0", "remat=full", "accumulate=2", "loss.form=ring", "data.pairs=/moved",
     "data.threads=2", "features=/moved", "routing=/moved", "selection=/moved", "maps=/moved", "tokenizer=/moved",
     "init=/moved", "evaluation.every=2", "evaluation.pairs=/moved", "evaluation.sets=('busi',)",
-    "evaluation.tasks=('knn',)", "evaluation.prompts=names",
+    "evaluation.tasks=('knn',)", "evaluation.prompts=names", "evaluation.split=val",
     "mesh.data=4", "mesh.fsdp=2", "mesh.tensor=2", "mesh.slices=2", "sharding=(('.*', ()),)",
 )  # fmt: skip
 
