@@ -134,7 +134,7 @@ def test_features_of_slides_are_covariates_too(tmp_path):
     assert cohort.bags.sizes[7] == sum(map(len, both))
 
 
-HEADS = {"steps": 30, "batch": 32, "lr": 1e-2, "checkpoints": 1, "hidden": 16, "attention": 8, "dropout": 0.0}
+HEADS = {"steps": 300, "batch": 32, "lr": 1e-2, "checkpoints": 1, "hidden": 16, "attention": 8, "dropout": 0.0}
 
 
 @pytest.mark.full
