@@ -90,7 +90,7 @@ def test_time_is_what_a_hand_computes():
 
 def test_warnings_name_what_should_not_be():
     config = tiny.stage1("--config.batch=512", "--config.model.image.width=1024")
-    shapes = findings.parameter_shapes(config)
+    shapes = findings.parameter_shapes(config, {})
     assert shapes[(1024, 128)] == 2 * 2  # both kernels of the MLP in each of two layers
     fine = Totals()
     fine.collectives[Collective("all-reduce", ("data",), "f32", (1024, 128), True, False)] = 4
@@ -101,6 +101,8 @@ def test_warnings_name_what_should_not_be():
     odd.collectives[Collective("all-reduce", ("data",), "f32", (128, 1024), True, False)] = 5
     odd.collectives[Collective("all-gather", ("data",), "f32", (1024, 128), True, False)] = 1
     odd.collectives[Collective("all-gather", ("data",), "bf16", (512, 5, 32), False, False)] = 1
+    odd.collectives[Collective("all-to-all", ("data",), "f32", (8, 1, 4096), False, False)] = 19  # 512 x 512 in eighths
+    odd.collectives[Collective("all-to-all", ("data",), "f32", (8, 1, 4095), False, False)] = 7
     odd.hidden["tpu_custom_call"] = 2
     text = "%fusion.3.remat = f32[2] add(%a, %b)\n f32[512,512]{1,0} dot"
     said = "\n".join(findings.warnings(text, odd, mesh, config, {}))
@@ -109,6 +111,7 @@ def test_warnings_name_what_should_not_be():
         "weights are gathered though no axis of the mesh divides them: f32[1024,128]",
         "a whole activation is gathered on every device: bf16[512,5,32]",
         "all pairs against all pairs: f32[512,512]",
+        "a matrix of all pairs against all pairs is exchanged among the devices 19 times",
         "computes 1 values again",
         "tpu_custom_call (2)",
     ):
@@ -123,6 +126,8 @@ def test_features_that_travel_more_often_than_once_are_warned_of():
     mesh = {"data": 8, "fsdp": 1, "tensor": 1}
     side, other, batch = (512, 32), (48, 1, 512), ["--config.batch=512"]
     plus = configs.load(f"{tiny.CONFIGS}/stage2_mmkd.py:recipe=plus,smoke", batch)
+    without, shapes = (findings.parameter_shapes(plus, names) for names in ({}, {"a": 48, "b": 48, "c": 32}))
+    assert shapes[(48, 32)] == without.get((48, 32), 0) + 4  # heads of two teachers for each tower
     for config, teachers, targets in (
         (configs.load(SMOKE, batch), {}, 0),
         (plus, {"a": 48, "b": 48, "c": 32}, 1),

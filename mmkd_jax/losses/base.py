@@ -88,7 +88,7 @@ def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(weight > 0, values, 0.0) * weight) / jnp.where(total > 0, total, 1.0)
 
 
-def masked(logits: jax.Array, columns: jax.Array | None) -> jax.Array:
-    """Logits `[n, m]` without the columns that take no part (bool `[m]`; None: all do)."""
+def masked(logits: jax.Array, columns: jax.Array | None, axis: int = 1) -> jax.Array:
+    """Logits `[n, m]` without the columns (or what lies along `axis`) that take no part (bool `[m]`; None: all do)."""
     # A large finite number and not -inf: a batch without any such sample must give 0, not NaN gradients.
-    return logits if columns is None else jnp.where(columns[None, :], logits, -1e9)
+    return logits if columns is None else jnp.where(jnp.expand_dims(columns, 1 - axis), logits, -1e9)

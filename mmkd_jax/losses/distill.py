@@ -128,7 +128,7 @@ def affinity(x: Inputs, form: str = "plain") -> jax.Array:
     if form == "plain":
         student = x.scale * x.similarities
         teacher = x.target_scale * similarity(target_image, target_text)
-        forward, backward = _kl(teacher, student, keep), _kl(teacher.T, student.T, keep)
+        forward, backward = _kl(teacher, student, keep, axis=1), _kl(teacher, student, keep, axis=0)
     else:
         live = reductions.Tile(x.image, x.text, jnp.asarray(x.scale, jnp.float32))
         target_scale = jnp.asarray(x.target_scale, jnp.float32)
@@ -161,11 +161,13 @@ def _cross_entropy(logits: jax.Array, columns: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(masked(logits, columns), axis=1) - matches(logits)
 
 
-def _kl(teacher: jax.Array, student: jax.Array, columns: jax.Array) -> jax.Array:
-    """KL of each row's softmax over the columns that take part: `[n]` from two `[n, n]`."""
-    log_p = jax.nn.log_softmax(masked(teacher, columns), axis=1)
-    log_q = jax.nn.log_softmax(masked(student, columns), axis=1)
-    return jnp.sum(jnp.where(columns[None, :], jnp.exp(log_p) * (log_p - log_q), 0.0), axis=1)
+def _kl(teacher: jax.Array, student: jax.Array, keep: jax.Array, axis: int) -> jax.Array:
+    """KL of the softmax along an axis, over the samples that take part: `[n]` from two `[n, n]`.
+
+    Transposed matrices would be exchanged whole among devices that each hold some rows; sums along an axis are not.
+    """
+    log_p, log_q = (jax.nn.log_softmax(masked(x, keep, axis), axis=axis) for x in (teacher, student))
+    return jnp.sum(jnp.where(jnp.expand_dims(keep, 1 - axis), jnp.exp(log_p) * (log_p - log_q), 0.0), axis=axis)
 
 
 ONE_WAY = reductions.LogSumExp(columns=False, fixed_columns=True)

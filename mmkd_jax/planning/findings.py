@@ -1,6 +1,7 @@
 """What stands out in a compiled step: its collectives as a table, and warnings."""
 
 import collections
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmkd_jax import config as configs
+from mmkd_jax.models import heads
 from mmkd_jax.models.dual_encoder import DualEncoder
 from mmkd_jax.planning import estimate
 from mmkd_jax.planning.count import Collective, Totals
@@ -47,11 +49,11 @@ def warnings(
         found.append(f"custom calls whose FLOPs and time are not counted: {names}")
     if any(one.axes == ("?",) for one in totals.collectives):
         found.append("collectives whose devices the program's text does not tell; their axes and time are not known")
-    shapes = parameter_shapes(config)
+    shapes = parameter_shapes(config, teachers)
     if not any(config.batch in dims for dims in shapes):  # else weights could be taken for it
         found += _square(text, config.batch)
         if config.loss.form == "plain":  # the others exchange what they say
-            found += _sides(totals, config, teachers)
+            found += _sides(totals, config, teachers) + _turned(totals, mesh, config.batch)
     found += _gathered(totals, mesh, config.batch, shapes)
     found += _reduced(totals, shapes)
     return found
@@ -62,6 +64,14 @@ def _square(text: str, batch: int) -> list[str]:
     one = rf"(?:1,)*{batch}(?:,1)*"
     shapes = set(re.findall(rf"\b\w+\[{one},{one}\]", text)) if batch > 1 else ()
     return [f"a device holds a matrix of all pairs against all pairs: {shape}" for shape in sorted(shapes)]
+
+
+def _turned(totals: Totals, mesh: Mapping[str, int], batch: int) -> list[str]:
+    """Matrices of all pairs, divided by rows, that devices exchange whole to divide them by columns."""
+    devices = math.prod(mesh.values())
+    turned = [one for one in totals.collectives if one.kind == "all-to-all" and _size(one.dims) * devices == batch**2]
+    number = sum(totals.collectives[one] for one in turned)
+    return [f"a matrix of all pairs against all pairs is exchanged among the devices {number} times"] if turned else []
 
 
 def _gathered(totals: Totals, mesh: Mapping[str, int], batch: int, shapes: Mapping[tuple, int]) -> list[str]:
@@ -120,15 +130,24 @@ def _sides(totals: Totals, config: ConfigDict, teachers: Mapping[str, int]) -> l
     ]
 
 
-def parameter_shapes(config: ConfigDict) -> dict[tuple, int]:
-    """How many parameters there are of each shape (dimensions of 1 left out, in any order), stacks taken by layer."""
+def parameter_shapes(config: ConfigDict, teachers: Mapping[str, int]) -> dict[tuple, int]:
+    """How many parameters there are of each shape (dimensions of 1 left out, in any order), stacks taken by layer.
+
+    Args:
+      config: of the run.
+      teachers: their widths by name; where the recipe has heads, each has them.
+    """
     import jax
 
     from mmkd_jax.train.optim import path_of
 
     model = DualEncoder(ModelSpec.from_dict(configs.to_dict(config.model)))
     found: collections.Counter = collections.Counter()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.shapes()):
+    shapes = {"student": model.shapes()}
+    if teachers and config.recipe.target == "heads":
+        init = lambda key: heads.init(key, teachers, config.model.embed, config.recipe.head)  # noqa: E731
+        shapes["heads"] = jax.eval_shape(init, jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         stacked = "layers/" in path_of(path)
         found[_plain(leaf.shape[1:] if stacked else leaf.shape)] += leaf.shape[0] if stacked else 1
     return dict(found)
@@ -139,10 +158,7 @@ def _plain(dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def _size(dims: Sequence[int]) -> int:
-    total = 1
-    for size in dims:
-        total *= size
-    return total
+    return math.prod(dims)
 
 
 __all__ = ["Collective", "collectives", "parameter_shapes", "warnings"]
