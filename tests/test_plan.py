@@ -138,6 +138,11 @@ def test_features_that_travel_more_often_than_once_are_warned_of():
         fine.collectives[Collective("all-reduce", ("data",), "f32", side, False, False)] = 1
         fine.collectives[Collective("all-reduce", ("data",), "f32", (512,), False, False)] = 9
         assert findings.warnings("", fine, mesh, config, teachers) == []
+        padded = Totals()  # gathered by a reduction
+        padded.add(fine, 1)
+        padded.collectives[Collective("all-gather", ("data",), "f32", side, False, False)] -= 1
+        padded.collectives[Collective("all-reduce", ("data",), "f32", side, False, False)] += 1
+        assert findings.warnings("", padded, mesh, config, teachers) == []
         odd = Totals()
         odd.add(fine, 2)
         said = findings.warnings("", odd, mesh, config, teachers)
@@ -146,6 +151,8 @@ def test_features_that_travel_more_often_than_once_are_warned_of():
         assert ("features 512x48 are gathered 4 times, not 2" in said) == bool(targets)
     alien = Totals()
     alien.collectives[Collective("all-reduce", ("data",), "f32", other, False, False)] = 1
+    assert findings.warnings("", alien, mesh, plus, {"a": 48}) == []  # their gather, by a reduction
+    alien.collectives[Collective("all-gather", ("data",), "f32", other, False, False)] = 1
     assert findings.warnings("", alien, mesh, plus, {"a": 48}) == ["features 512x48 are reduced 1 times, not 0"]
 
 
